@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#pragma once
+/* Where the regions of an image lie: planned at create, proven at open. */
+
+#include <optional>
+
+#include "fvd/format/header.h"
+
+namespace fvd {
+
+/** What a user asked for; all sizes in bytes, 0 = default. */
+struct LayoutRequest {
+    uint64_t virtual_size = 0;
+    uint64_t base_size = 0; /* 0 with has_base: the whole virtual disk */
+    bool has_base = false;
+    bool separate_data_file = false;
+    uint64_t block_size = 0;
+    uint64_t journal_size = 0;
+    uint32_t journal_unit = 0;
+};
+
+/** Default block size: the smallest power of two >= 4 KiB that keeps the bitmap <= 4 MiB. */
+uint64_t default_block_size(uint64_t base_size);
+
+/** Default journal size for a bitmap of @p bitmap_size bytes. */
+uint64_t default_journal_size(uint64_t bitmap_size, uint32_t journal_unit);
+
+/**
+ * Fill in all region fields of a header (names, ids and tunables are left at their defaults). Order in
+ * the file: header, bitmap, table, journal, data. EINVAL names the option, its value and legal range.
+ */
+Result<Header> plan_layout(const LayoutRequest& request);
+
+/** The regions of an image; empty ranges where a region does not exist. */
+struct Regions {
+    ByteRange header;
+    ByteRange bitmap;
+    ByteRange table;
+    ByteRange journal;
+    ByteRange data; /* in the data file if there is one */
+};
+
+Regions regions_of(const Header& header);
+
+/**
+ * Prove that the regions of a decoded header fit together: inside @p file_length, aligned, disjoint,
+ * bitmap large enough for its blocks, journal a whole number of units. @p file_length is the length
+ * of the FVD file. The data region may reach past the end of the file (sparse images are short until
+ * written). The error names both regions of a collision.
+ */
+Error check_layout(const Header& header, uint64_t file_length);
+
+}  // namespace fvd

@@ -1,0 +1,264 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#ifndef FVD_FVD_H
+#define FVD_FVD_H
+/*
+ * The C ABI of FVD's core: what an adapter (QEMU's glue, a simulator, a thread pool) gives, and what
+ * it gets. All sizes and offsets are bytes. Functions return 0 or a negative errno unless they say
+ * otherwise. "May suspend" means: must be called from a task (coroutine, fiber, thread), and other
+ * tasks may run before it returns.
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ------------------------------------------------------------------ what an adapter gives */
+
+/* The three places that hold bytes. FVD_FILE_DATA is the FVD file itself unless there is a data file;
+ * the adapter does that mapping. */
+enum fvd_file {
+    FVD_FILE_IMAGE = 0, /* header, bitmap, table, journal */
+    FVD_FILE_DATA = 1,  /* guest data */
+    FVD_FILE_BASE = 2,  /* base image, read only; reads past its end yield zeros */
+};
+
+/* A piece of a scatter/gather list: memory of the core, or a window of a guest's buffer, which only
+ * the adapter can look into. Exactly one of memory and guest is set. */
+struct fvd_slice {
+    void *memory;
+    void *guest;
+    uint64_t guest_offset;
+    uint64_t length;
+};
+
+enum fvd_request_flags {
+    FVD_REQ_FUA = 1 << 0,             /* durable when done */
+    FVD_REQ_MAY_UNMAP = 1 << 1,       /* zero writes may punch holes */
+    FVD_REQ_NO_FALLBACK = 1 << 2,     /* zero writes fail with -ENOTSUP rather than write buffers */
+    FVD_REQ_WRITE_UNCHANGED = 1 << 3, /* the guest-visible content stays the same */
+    FVD_REQ_REGISTERED_BUF = 1 << 4,  /* the guest buffer is registered with the adapter */
+};
+
+/* Steps that fault injection can hook; announced before the step. */
+enum fvd_event {
+    FVD_EVENT_READ_IMAGE,     /* guest read of data that is here */
+    FVD_EVENT_READ_BASE,      /* guest read from the base */
+    FVD_EVENT_WRITE_DATA,     /* guest write to data that is here */
+    FVD_EVENT_COW_READ,       /* copy-on-write: reading the rest of a block from the base */
+    FVD_EVENT_COW_WRITE,      /* first write to a block */
+    FVD_EVENT_COMMIT_FLUSH,   /* data flush before records */
+    FVD_EVENT_JOURNAL_WRITE,  /* a group of units */
+    FVD_EVENT_JOURNAL_FLUSH,  /* makes the group durable */
+    FVD_EVENT_HOME_WRITE,     /* checkpoint: bitmap page to its home */
+    FVD_EVENT_HOME_FLUSH,
+    FVD_EVENT_HEADER_COPY,    /* header update, step by step */
+    FVD_EVENT_HEADER_COPY_FLUSH,
+    FVD_EVENT_HEADER_PRIMARY,
+    FVD_EVENT_HEADER_PRIMARY_FLUSH,
+    FVD_EVENT_OPEN_READ,      /* metadata read at open */
+    FVD_EVENT_COUNT,
+};
+
+enum fvd_timer {
+    FVD_TIMER_COMMIT, /* background commit */
+    FVD_TIMER_COUNT,
+};
+
+enum fvd_preallocation { FVD_PREALLOC_OFF, FVD_PREALLOC_FALLOC, FVD_PREALLOC_FULL };
+
+struct fvd_host_ops {
+    /* I/O; may suspend. Reads and writes transfer everything or fail. */
+    int (*read)(void *host, enum fvd_file file, uint64_t offset, const struct fvd_slice *slices,
+                size_t count, uint32_t flags);
+    int (*write)(void *host, enum fvd_file file, uint64_t offset, const struct fvd_slice *slices,
+                 size_t count, uint32_t flags);
+    int (*write_zeroes)(void *host, enum fvd_file file, uint64_t offset, uint64_t length,
+                        uint32_t flags);
+    int (*discard)(void *host, enum fvd_file file, uint64_t offset, uint64_t length);
+    int (*flush)(void *host, enum fvd_file file);
+    /* Length of a file, or a negative errno. */
+    int64_t (*length)(void *host, enum fvd_file file);
+    /* Set the length of a file; what is new reads as zeros. -ENOTSUP where the mode or the change
+     * is not possible. */
+    int (*resize)(void *host, enum fvd_file file, uint64_t length, enum fvd_preallocation mode);
+    /* Does [offset, offset+*run) read as zeros without being read? Sets *zero and *run, 1 <= *run <=
+     * length. */
+    int (*extent)(void *host, enum fvd_file file, uint64_t offset, uint64_t length, bool *zero,
+                  uint64_t *run);
+    /* True when a fresh file's unwritten areas read as zeros. */
+    bool (*has_zero_init)(void *host, enum fvd_file file);
+
+    /* Memory aligned for I/O on every file (at least 4096 bytes when size is larger); NULL when there
+     * is none. Content undefined. */
+    void *(*allocate)(void *host, size_t size);
+    void (*release)(void *host, void *memory);
+    /* A buffer of zeros, so that slices of it can stand for zero data. */
+    void (*fill_guest_zero)(void *host, void *guest, uint64_t guest_offset, uint64_t length);
+
+    /* One mutex an image, for short sections that never perform I/O. */
+    void (*lock)(void *host);
+    void (*unlock)(void *host);
+    /* The calling task; valid until it returns. */
+    void *(*current_task)(void *host);
+    /* With the mutex held: release it, sleep until wake() was called for this task, take it again. A
+     * wake() between release and sleep is not lost. May suspend. */
+    void (*park)(void *host);
+    /* With the mutex held. */
+    void (*wake)(void *host, void *task);
+
+    /* After delay_ms the adapter runs fvd_timer_expired() in a new task. Arming an armed timer moves
+     * it. Called with the mutex held. */
+    void (*arm_timer)(void *host, enum fvd_timer timer, uint64_t delay_ms);
+    void (*cancel_timer)(void *host, enum fvd_timer timer);
+
+    void (*announce)(void *host, enum fvd_event event);
+    void (*warn)(void *host, const char *sentence);
+    void (*random)(void *host, void *bytes, size_t length);
+};
+
+/* ------------------------------------------------------------------ what it gets */
+
+typedef struct fvd_image fvd_image;
+
+struct fvd_error {
+    char text[400]; /* a sentence for people; empty after success */
+};
+
+#define FVD_NAME_SIZE 1024
+#define FVD_FORMAT_NAME_SIZE 16
+
+enum fvd_condition {
+    FVD_CONDITION_HEALTHY,
+    FVD_CONDITION_FAILED, /* a flush or the journal failed: no metadata is written until reopened */
+};
+
+struct fvd_info {
+    uint32_t format_version;
+    uint64_t virtual_size;
+    uint64_t base_size;
+    uint64_t block_size;
+    uint64_t bitmap_offset, bitmap_size;
+    uint64_t table_offset, table_size;
+    uint64_t journal_offset, journal_size;
+    uint32_t journal_unit;
+    uint64_t journal_epoch;
+    uint64_t data_offset;
+    uint64_t header_generation;
+    uint64_t incompatible_features, compatible_features, autoclear_features;
+    uint8_t image_id[16];
+    bool clean_shutdown;
+    bool base_fully_prefetched;
+    bool need_zero_init;
+    bool started;             /* the next three are known only then */
+    uint64_t blocks, blocks_here;
+    uint64_t pending_blocks_hint; /* pages of the bitmap with uncommitted changes */
+    enum fvd_condition condition;
+    char data_file[FVD_NAME_SIZE], data_file_fmt[FVD_FORMAT_NAME_SIZE];
+    char base_img[FVD_NAME_SIZE], base_img_fmt[FVD_FORMAT_NAME_SIZE];
+    char add_storage_cmd[FVD_NAME_SIZE];
+};
+
+/* 100 when the bytes start an FVD image of this format, else 0. */
+int fvd_probe(const void *bytes, size_t length);
+
+/*
+ * Open, step one: read the header of FVD_FILE_IMAGE, so that the adapter learns the names of base and
+ * data file. May suspend. On success *image must be given to fvd_free().
+ */
+int fvd_load(const struct fvd_host_ops *ops, void *host, fvd_image **image,
+             struct fvd_error *error);
+
+enum fvd_start_mode {
+    FVD_START_READ_ONLY, /* recovered state in memory, not one byte is written */
+    FVD_START_WRITABLE,  /* recovery is made durable before the first request */
+};
+
+/* Open, step two: bring the metadata into memory, replay the journal. May suspend. May be called
+ * again after fvd_stop() (migration hand-over) and re-reads everything. */
+int fvd_start(fvd_image *image, enum fvd_start_mode mode, struct fvd_error *error);
+
+/* Guest requests; may suspend, any number at a time, from any thread. guest is the adapter's buffer.
+ * Requests stay inside [0, virtual_size). */
+int fvd_read(fvd_image *image, uint64_t offset, uint64_t length, void *guest,
+             uint64_t guest_offset, uint32_t flags);
+int fvd_write(fvd_image *image, uint64_t offset, uint64_t length, void *guest,
+              uint64_t guest_offset, uint32_t flags);
+/* -ENOTSUP for a range that cuts a block which is still in the base. */
+int fvd_write_zeroes(fvd_image *image, uint64_t offset, uint64_t length, uint32_t flags);
+int fvd_discard(fvd_image *image, uint64_t offset, uint64_t length);
+int fvd_flush(fvd_image *image);
+
+enum fvd_place { FVD_PLACE_BASE, FVD_PLACE_DATA };
+/* Where [offset, offset + *run) is; for FVD_PLACE_DATA *data_offset says where in FVD_FILE_DATA. Does
+ * not suspend. */
+void fvd_where(fvd_image *image, uint64_t offset, uint64_t length, enum fvd_place *place,
+               uint64_t *run, uint64_t *data_offset);
+
+/* True when blocks can come from the base: there is a bitmap with bits still clear. */
+bool fvd_needs_base(fvd_image *image);
+
+void fvd_get_info(fvd_image *image, struct fvd_info *info);
+
+/* Everything below wants a quiet image: no request in flight. May suspend. */
+
+/* Forget every block that the base could serve; used after commit. */
+int fvd_make_empty(fvd_image *image);
+/* Change the base named in the header; empty strings: no base any more. */
+int fvd_set_base(fvd_image *image, const char *name, const char *format, struct fvd_error *error);
+/* Commit, checkpoint, mark clean. After an error the image is left for recovery. Requests are not
+ * allowed until fvd_start(). Does nothing to an image that was not started writable. */
+int fvd_stop(fvd_image *image);
+/* Release memory. Writes nothing: call fvd_stop() first. NULL is allowed. */
+void fvd_free(fvd_image *image);
+
+/* Called by the adapter in a new task when a timer fired. May suspend. */
+void fvd_timer_expired(fvd_image *image, enum fvd_timer timer);
+/* Commit what is pending, e.g. when a drain begins. May suspend. Other requests may be in flight. */
+int fvd_commit(fvd_image *image);
+
+/* ------------------------------------------------------------------ verbs */
+
+struct fvd_create_options {
+    uint64_t virtual_size;
+    const char *base_img, *base_img_fmt; /* NULL: no base */
+    uint64_t base_size;                  /* length of the base, 0: not known */
+    bool presets; /* the base is at FVD_FILE_BASE and nobody writes to it: find its zero areas */
+    const char *data_file, *data_file_fmt; /* NULL: data in the FVD file */
+    uint64_t block_size, journal_size;     /* 0: default */
+    uint32_t journal_unit;                 /* 0: default */
+    uint64_t detect_sparse_hole; /* also read the base and find runs of zeros this long; 0: off */
+    enum fvd_preallocation preallocation;
+};
+
+/* Write an empty image to FVD_FILE_IMAGE (and size FVD_FILE_DATA). May suspend. */
+int fvd_create(const struct fvd_host_ops *ops, void *host, const struct fvd_create_options *options,
+               struct fvd_error *error);
+
+struct fvd_measure {
+    uint64_t required, fully_allocated;
+};
+/* Size of the FVD file for an image without base; a bound with one. */
+int fvd_measure(const struct fvd_create_options *options, uint64_t data_bytes,
+                struct fvd_measure *result, struct fvd_error *error);
+
+struct fvd_check_result {
+    uint64_t corruptions, leaks, check_errors, corruptions_fixed, leaks_fixed;
+    uint64_t image_end_offset;
+    uint64_t blocks, blocks_here;
+    uint64_t journal_units_pending; /* valid units that the next writable open replays */
+};
+enum fvd_fix { FVD_FIX_NONE = 0, FVD_FIX_LEAKS = 1, FVD_FIX_ERRORS = 2 };
+/* Judge a whole image, and with fix repair what can be repaired. Each finding is one sentence given to
+ * host->warn(). May suspend; the image must not be started by anyone. -ENOTSUP and the like only when
+ * the header cannot be understood at all. */
+int fvd_check(const struct fvd_host_ops *ops, void *host, uint32_t fix,
+              struct fvd_check_result *result, struct fvd_error *error);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
