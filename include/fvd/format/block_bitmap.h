@@ -40,8 +40,8 @@ class BlockBitmap {
     /** Whole words, e.g. to compare two bitmaps quickly. */
     uint64_t words() const { return bits_to_words(bits_); }
 
-    /** Copy bytes of the on-disk form in or out; @p byte_offset is a multiple of 8. Bits past bits()
-     *  are ignored on the way in and zero on the way out. */
+    /** Copy bytes of the on-disk form in or out; @p byte_offset and the size are multiples of 8. Bits
+     *  past bits() are ignored on the way in and zero on the way out. */
     void load(uint64_t byte_offset, ConstBytes from);
     void store(uint64_t byte_offset, MutableBytes to) const;
 

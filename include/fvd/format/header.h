@@ -106,6 +106,12 @@ Result<Header> decode_header(ConstBytes block);
 /** Inverse of decode_header(); every byte of the block is written. */
 void encode_header(const Header& header, MutableBytes block);
 
+/**
+ * Name of the first field of a header block whose advice is out of range, so that decode_header()
+ * clamps it; nullptr when all of it is taken as it is. Worth a warning, never an error.
+ */
+const char* clamped_advice(ConstBytes block);
+
 /** What stands in the place of one of the two copies. */
 enum class CopyState {
     valid,

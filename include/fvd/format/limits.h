@@ -27,7 +27,8 @@ inline constexpr uint64_t kDataAlignment = kMiB;
 inline constexpr uint64_t kDefaultBitmapTarget = 4 * kMiB;
 inline constexpr uint64_t kDefaultMinBlockSize = 4096;
 inline constexpr uint64_t kMinBlockSize = 512;
-inline constexpr uint64_t kMaxBlockSize = 64 * kMiB;
+/* A first write may copy two partial blocks, in memory. */
+inline constexpr uint64_t kMaxBlockSize = 2 * kMiB;
 /* Two copies are held in memory. */
 inline constexpr uint64_t kMaxBitmapSize = 256 * kMiB;
 
@@ -40,5 +41,20 @@ inline constexpr uint64_t kMinJournalUnits = 64;
 inline constexpr uint64_t kMinDefaultJournalSize = kMiB;
 inline constexpr uint64_t kMaxDefaultJournalSize = 16 * kMiB;
 inline constexpr uint64_t kMaxJournalSize = kGiB;
+
+/* Epochs, sequence numbers and header generations only grow, and never get near this by counting: one
+ * a nanosecond takes 146 years. Whoever adds one to a proven counter cannot overflow it. */
+inline constexpr uint64_t kMaxCounter = uint64_t{1} << 62;
+
+/* Storage of compact images grows by at most this much ahead of need. */
+inline constexpr uint64_t kMaxStorageGrowUnit = kTiB;
+
+/* Advice on copy-on-read and prefetch: values beyond these are clamped at decode, not refused. */
+inline constexpr uint64_t kMaxOutstandingCopyOnRead = kGiB;
+inline constexpr int64_t kMaxPrefetchStartDelay = 30 * 24 * 3600; /* seconds: 30 days; -1 is "never" */
+inline constexpr uint64_t kMaxPrefetchSlots = 64;
+inline constexpr uint64_t kMaxBytesPerPrefetch = 64 * kMiB;
+inline constexpr uint64_t kMaxPrefetchThroughput = 1000000000; /* KiB/s; the 2011 default maximum */
+inline constexpr uint64_t kMaxPrefetchTime = 3600 * 1000;      /* ms: one hour */
 
 }  // namespace fvd::limits

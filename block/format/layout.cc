@@ -1,0 +1,264 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "fvd/format/layout.h"
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cinttypes>
+#include <string_view>
+
+#include "fvd/base/arith.h"
+#include "fvd/format/limits.h"
+
+namespace fvd {
+
+namespace {
+
+constexpr uint64_t kBitsPerByte = 8;
+
+uint64_t bitmap_bytes(uint64_t base_size, uint64_t block_size) {
+    return div_ceil(div_ceil(base_size, block_size), kBitsPerByte);
+}
+
+/* ------------------------------------------------------------------ what a user may ask for */
+
+Error option_error(const char* option, uint64_t value, uint64_t multiple, uint64_t min,
+                   uint64_t max) {
+    return Error::make(-EINVAL,
+                       "%s is %" PRIu64 " bytes; must be a multiple of %" PRIu64 " between %" PRIu64
+                       " and %" PRIu64,
+                       option, value, multiple, min, max);
+}
+
+bool is_multiple_within(uint64_t value, uint64_t multiple, uint64_t min, uint64_t max) {
+    return value >= min && value <= max && value % multiple == 0;
+}
+
+Error check_disk_size(const LayoutRequest& request) {
+    if (is_multiple_within(request.virtual_size, limits::kSectorSize, 0, limits::kMaxVirtualSize)) {
+        return Error::none();
+    }
+    Error error =
+        option_error("size", request.virtual_size, limits::kSectorSize, 0, limits::kMaxVirtualSize);
+    error.code = request.virtual_size > limits::kMaxVirtualSize ? -EFBIG : -EINVAL;
+    return error;
+}
+
+Error check_block_size(const LayoutRequest& request, uint64_t base_size) {
+    if (request.block_size != 0 &&
+        !is_multiple_within(request.block_size, limits::kSectorSize, limits::kMinBlockSize,
+                            limits::kMaxBlockSize)) {
+        return option_error("block_size", request.block_size, limits::kSectorSize,
+                            limits::kMinBlockSize, limits::kMaxBlockSize);
+    }
+    const uint64_t block_size =
+        request.block_size != 0 ? request.block_size : default_block_size(base_size);
+    if (bitmap_bytes(base_size, block_size) <= limits::kMaxBitmapSize) {
+        return Error::none();
+    }
+    const uint64_t least =
+        round_up(div_ceil(base_size, limits::kMaxBitmapSize * kBitsPerByte), limits::kSectorSize);
+    if (least > limits::kMaxBlockSize) {
+        return Error::make(-EFBIG,
+                           "a base of %" PRIu64
+                           " bytes is too large; a bitmap can cover "
+                           "%" PRIu64,
+                           base_size,
+                           limits::kMaxBitmapSize * kBitsPerByte * limits::kMaxBlockSize);
+    }
+    return Error::make(-EINVAL,
+                       "block_size is %" PRIu64 " bytes; must be between %" PRIu64 " and %" PRIu64
+                       " for a base of %" PRIu64 " bytes",
+                       block_size, least, limits::kMaxBlockSize, base_size);
+}
+
+Error check_journal(const LayoutRequest& request, uint32_t unit) {
+    if (unit != 512 && unit != 4096) {
+        return Error::make(-EINVAL, "journal_unit is %" PRIu32 " bytes; must be 512 or 4096", unit);
+    }
+    const uint64_t least = unit * limits::kMinJournalUnits;
+    if (request.journal_size == 0 ||
+        is_multiple_within(request.journal_size, unit, least, limits::kMaxJournalSize)) {
+        return Error::none();
+    }
+    return option_error("journal_size", request.journal_size, unit, least, limits::kMaxJournalSize);
+}
+
+/** Bytes of the disk that the bitmap has to cover. */
+uint64_t covered_size(const LayoutRequest& request) {
+    if (!request.has_base) {
+        return 0;
+    }
+    const auto rounded = checked_round_up(request.base_size, limits::kSectorSize);
+    return request.base_size == 0 || !rounded ? request.virtual_size
+                                              : std::min(request.virtual_size, *rounded);
+}
+
+/* ------------------------------------------------------------------ what an image may claim */
+
+struct Named {
+    const char* name;
+    ByteRange range;
+    bool in_image; /* false: it lies in the data file */
+};
+
+std::array<Named, 5> named_regions(const Header& header) {
+    const Regions regions = regions_of(header);
+    return {{{"header", regions.header, true},
+             {"bitmap", regions.bitmap, true},
+             {"table", regions.table, true},
+             {"journal", regions.journal, true},
+             {"data", regions.data, !header.has_data_file()}}};
+}
+
+Error check_inside(const std::array<Named, 5>& regions, uint64_t file_length) {
+    for (const Named& region : regions) {
+        const bool may_be_short = std::string_view(region.name) == "data";
+        if (!may_be_short && !region.range.empty() && region.range.end > file_length) {
+            return Error::make(-EINVAL,
+                               "%s, bytes %" PRIu64 " to %" PRIu64
+                               ", reaches past the end of the "
+                               "file at %" PRIu64,
+                               region.name, region.range.begin, region.range.end, file_length);
+        }
+    }
+    return Error::none();
+}
+
+Error check_disjoint(const std::array<Named, 5>& regions) {
+    for (size_t i = 0; i < regions.size(); ++i) {
+        for (size_t j = i + 1; j < regions.size(); ++j) {
+            const Named& a = regions[i];
+            const Named& b = regions[j];
+            const bool both_exist = !a.range.empty() && !b.range.empty();
+            if (both_exist && a.in_image && b.in_image && a.range.overlaps(b.range)) {
+                return Error::make(-EINVAL,
+                                   "%s, bytes %" PRIu64 " to %" PRIu64 ", and %s, bytes %" PRIu64
+                                   " to %" PRIu64 ", overlap",
+                                   a.name, a.range.begin, a.range.end, b.name, b.range.begin,
+                                   b.range.end);
+            }
+        }
+    }
+    return Error::none();
+}
+
+Error check_bitmap_fits(const Header& h) {
+    const uint64_t needed = div_ceil(h.block_count(), kBitsPerByte);
+    if (needed <= h.bitmap_size) {
+        return Error::none();
+    }
+    return Error::make(-EINVAL,
+                       "bitmap_size is %" PRIu64 " bytes; must be at least %" PRIu64
+                       " for base_img_size %" PRIu64 " in blocks of %" PRIu64,
+                       h.bitmap_size, needed, h.base_size, h.block_size);
+}
+
+uint64_t chunk_count(const Header& h) {
+    return h.has_table() ? div_ceil(h.virtual_size, h.chunk_size) : 0;
+}
+
+Error check_table_fits(const Header& h) {
+    const uint64_t needed = chunk_count(h) * sizeof(uint32_t);
+    if (needed <= h.table_size) {
+        return Error::none();
+    }
+    return Error::make(-EINVAL,
+                       "table_size is %" PRIu64 " bytes; must be at least %" PRIu64
+                       " for virtual_disk_size %" PRIu64 " in chunks of %" PRIu64,
+                       h.table_size, needed, h.virtual_size, h.chunk_size);
+}
+
+Error check_journal_fits(const Header& h) {
+    if (h.journal_size == 0 && (h.has_bitmap() || h.has_table())) {
+        return Error::make(-EINVAL,
+                           "journal_size is 0 bytes; must be between %" PRIu64 " and %" PRIu64
+                           " in an image with a bitmap or table",
+                           h.journal_unit * limits::kMinJournalUnits, limits::kMaxJournalSize);
+    }
+    if (h.journal_size % h.journal_unit != 0) {
+        return Error::make(-EINVAL,
+                           "journal_size is %" PRIu64
+                           " bytes; must be a multiple of "
+                           "journal_unit, %" PRIu32,
+                           h.journal_size, h.journal_unit);
+    }
+    return Error::none();
+}
+
+constexpr ByteRange region(uint64_t offset, uint64_t size) {
+    return {offset, offset + size};
+}
+
+}  // namespace
+
+uint64_t default_block_size(uint64_t base_size) {
+    uint64_t block_size = limits::kDefaultMinBlockSize;
+    while (block_size < limits::kMaxBlockSize &&
+           bitmap_bytes(base_size, block_size) > limits::kDefaultBitmapTarget) {
+        block_size *= 2;
+    }
+    return block_size;
+}
+
+uint64_t default_journal_size(uint64_t bitmap_size, uint32_t journal_unit) {
+    /* All of a bitmap can change between two checkpoints, and a record is small beside a page. */
+    const uint64_t wanted = checked_mul(bitmap_size, 4).value_or(UINT64_MAX);
+    return round_up(
+        std::clamp(wanted, limits::kMinDefaultJournalSize, limits::kMaxDefaultJournalSize),
+        journal_unit);
+}
+
+Result<Header> plan_layout(const LayoutRequest& request) {
+    const uint64_t base_size = covered_size(request);
+    const uint32_t journal_unit = request.journal_unit != 0 ? request.journal_unit : 4096;
+    for (const Error& error : {check_disk_size(request), check_block_size(request, base_size),
+                               check_journal(request, journal_unit)}) {
+        if (!error.ok()) {
+            return error;
+        }
+    }
+    Header h;
+    h.virtual_size = request.virtual_size;
+    h.journal_unit = journal_unit;
+    uint64_t end = kHeaderRegionSize;
+    if (base_size != 0) {
+        h.base_size = base_size;
+        h.block_size = request.block_size != 0 ? request.block_size : default_block_size(base_size);
+        h.bitmap_offset = end;
+        h.bitmap_size = round_up(bitmap_bytes(base_size, h.block_size), limits::kRegionAlignment);
+        h.journal_offset = h.bitmap_offset + h.bitmap_size;
+        h.journal_size = request.journal_size != 0
+                             ? request.journal_size
+                             : default_journal_size(h.bitmap_size, journal_unit);
+        end = h.journal_offset + h.journal_size;
+    }
+    h.data_offset = request.separate_data_file ? 0 : round_up(end, limits::kDataAlignment);
+    return h;
+}
+
+Regions regions_of(const Header& h) {
+    Regions regions;
+    regions.header = region(0, kHeaderRegionSize);
+    regions.bitmap = region(h.bitmap_offset, h.bitmap_size);
+    regions.table = region(h.table_offset, h.table_size);
+    regions.journal = region(h.journal_offset, h.journal_size);
+    /* Compact: slots for all chunks, the most that the table can name without storing one twice. */
+    const uint64_t data_size = h.has_table() ? chunk_count(h) * h.chunk_size : h.virtual_size;
+    regions.data = region(h.data_offset, data_size);
+    return regions;
+}
+
+Error check_layout(const Header& header, uint64_t file_length) {
+    const auto regions = named_regions(header);
+    for (const Error& error :
+         {check_bitmap_fits(header), check_table_fits(header), check_journal_fits(header),
+          check_inside(regions, file_length), check_disjoint(regions)}) {
+        if (!error.ok()) {
+            return error;
+        }
+    }
+    return Error::none();
+}
+
+}  // namespace fvd

@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "fvd/format/recovery.h"
+
+#include <algorithm>
+
+#include "fvd/base/arith.h"
+
+namespace fvd {
+
+namespace {
+
+/** What a record may touch exists. */
+bool is_inside(const JournalRecord& record, const BlockBitmap& bitmap) {
+    return record.kind == JournalRecord::Kind::bitmap && record.blocks.end.value <= bitmap.bits();
+}
+
+}  // namespace
+
+JournalScan::JournalScan(std::span<uint64_t> sequences, uint64_t epoch, const ImageId& image_id)
+    : sequences_(sequences), epoch_(epoch), image_id_(image_id) {
+    std::fill(sequences_.begin(), sequences_.end(), 0);
+}
+
+void JournalScan::add(uint64_t ring_index, ConstBytes unit) {
+    const uint64_t units = sequences_.size();
+    FVD_ASSERT(ring_index < units);
+    const auto view = UnitView::decode(unit, image_id_);
+    if (!view) {
+        return;
+    }
+    const UnitHeader& header = view->header();
+    /* decode() proved tail <= start of the group <= sequence. A group that would reach round the
+     * ring to its own tail cannot have been written: the tail is still needed. */
+    const uint64_t before_group = header.sequence - header.group_index - header.tail_sequence;
+    if (header.epoch != epoch_ || header.sequence % units != ring_index || before_group >= units ||
+        header.group_size > units - before_group) {
+        return;
+    }
+    if (valid_ == 0 || header.sequence > newest_.sequence) {
+        newest_ = header;
+    }
+    valid_ += sequences_[ring_index] == 0;
+    sequences_[ring_index] = header.sequence + 1;
+}
+
+bool JournalScan::has(uint64_t sequence) const {
+    return sequences_[sequence % sequences_.size()] == sequence + 1;
+}
+
+ReplayPlan JournalScan::plan() const {
+    ReplayPlan plan;
+    if (valid_ == 0) {
+        return plan;
+    }
+    const uint64_t group_start = newest_.sequence - newest_.group_index;
+    plan.first_sequence = newest_.tail_sequence;
+    plan.end_sequence = plan.first_sequence;
+    /* add() proved that this walks over less than one round of the ring. */
+    while (plan.end_sequence <= newest_.sequence && has(plan.end_sequence)) {
+        ++plan.end_sequence;
+    }
+    plan.damaged = plan.end_sequence < group_start;
+    for (uint64_t rest = plan.end_sequence; rest <= newest_.sequence; ++rest) {
+        plan.torn_units += has(rest);
+    }
+    return plan;
+}
+
+bool apply_unit(const UnitView& unit, ReplayTarget& target) {
+    JournalRecord record;
+    for (size_t position = 0; unit.next(&position, &record);) {
+        if (!is_inside(record, target.bitmap)) {
+            return false;
+        }
+    }
+    for (size_t position = 0; unit.next(&position, &record);) {
+        const uint64_t begin = record.blocks.begin.value;
+        const uint64_t end = record.blocks.end.value;
+        target.bitmap.set(begin, end);
+        target.dirty_pages.set(begin / kBlocksPerPage, div_ceil(end, kBlocksPerPage));
+    }
+    return true;
+}
+
+}  // namespace fvd
