@@ -155,7 +155,7 @@ struct fvd_info {
     bool need_zero_init;
     bool started;             /* the next three are known only then */
     uint64_t blocks, blocks_here;
-    uint64_t pending_blocks_hint; /* pages of the bitmap with uncommitted changes */
+    uint64_t pending_pages; /* pages of the bitmap with uncommitted changes */
     enum fvd_condition condition;
     char data_file[FVD_NAME_SIZE], data_file_fmt[FVD_FORMAT_NAME_SIZE];
     char base_img[FVD_NAME_SIZE], base_img_fmt[FVD_FORMAT_NAME_SIZE];
@@ -238,12 +238,12 @@ struct fvd_create_options {
 int fvd_create(const struct fvd_host_ops *ops, void *host, const struct fvd_create_options *options,
                struct fvd_error *error);
 
-struct fvd_measure {
+struct fvd_measure_result {
     uint64_t required, fully_allocated;
 };
 /* Size of the FVD file for an image without base; a bound with one. */
 int fvd_measure(const struct fvd_create_options *options, uint64_t data_bytes,
-                struct fvd_measure *result, struct fvd_error *error);
+                struct fvd_measure_result *result, struct fvd_error *error);
 
 struct fvd_check_result {
     uint64_t corruptions, leaks, check_errors, corruptions_fixed, leaks_fixed;

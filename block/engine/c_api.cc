@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The C ABI: a Host over the adapter's table of functions, and one thin function per call. */
+#include <cerrno>
+#include <cstring>
+#include <new>
+
+#include "fvd/engine/image.h"
+#include "fvd/fvd.h"
+#include "fvd/verbs.h"
+
+namespace {
+
+using namespace fvd;
+
+class TableHost final : public Host {
+  public:
+    TableHost(const fvd_host_ops* ops, void* host) : ops_(*ops), host_(host) {}
+
+    Status read(File file, uint64_t offset, std::span<const Slice> to, uint32_t flags) override {
+        return ops_.read(host_, file, offset, to.data(), to.size(), flags);
+    }
+    Status write(File file, uint64_t offset, std::span<const Slice> from,
+                 uint32_t flags) override {
+        return ops_.write(host_, file, offset, from.data(), from.size(), flags);
+    }
+    Status write_zeroes(File file, uint64_t offset, uint64_t length, uint32_t flags) override {
+        return ops_.write_zeroes(host_, file, offset, length, flags);
+    }
+    Status discard(File file, uint64_t offset, uint64_t length) override {
+        return ops_.discard(host_, file, offset, length);
+    }
+    Status flush(File file) override { return ops_.flush(host_, file); }
+    int64_t length(File file) override { return ops_.length(host_, file); }
+    Status resize(File file, uint64_t length, Preallocation mode) override {
+        return ops_.resize(host_, file, length, mode);
+    }
+    Status extent(File file, uint64_t offset, uint64_t length, bool* zero,
+                  uint64_t* run) override {
+        return ops_.extent(host_, file, offset, length, zero, run);
+    }
+    bool has_zero_init(File file) override { return ops_.has_zero_init(host_, file); }
+    void* allocate(size_t size) override { return ops_.allocate(host_, size); }
+    void release(void* memory) override { ops_.release(host_, memory); }
+    void fill_guest_zero(void* guest, uint64_t guest_offset, uint64_t length) override {
+        ops_.fill_guest_zero(host_, guest, guest_offset, length);
+    }
+    void lock() override { ops_.lock(host_); }
+    void unlock() override { ops_.unlock(host_); }
+    void* current_task() override { return ops_.current_task(host_); }
+    void park() override { ops_.park(host_); }
+    void wake(void* task) override { ops_.wake(host_, task); }
+    void arm_timer(Timer timer, uint64_t delay_ms) override {
+        ops_.arm_timer(host_, timer, delay_ms);
+    }
+    void cancel_timer(Timer timer) override { ops_.cancel_timer(host_, timer); }
+    void announce(Event event) override { ops_.announce(host_, event); }
+    void warn(const char* sentence) override { ops_.warn(host_, sentence); }
+    void random(MutableBytes bytes) override { ops_.random(host_, bytes.data(), bytes.size()); }
+
+  private:
+    const fvd_host_ops ops_;
+    void* const host_;
+};
+
+int report(const Error& error, fvd_error* out) {
+    static_assert(sizeof(out->text) == Error::kTextSize);
+    std::memcpy(out->text, error.text, sizeof(out->text));
+    return error.code;
+}
+
+}  // namespace
+
+struct fvd_image {
+    TableHost host;
+    Image image;
+    fvd_image(const fvd_host_ops* ops, void* context) : host(ops, context), image(host) {}
+};
+
+int fvd_probe(const void* bytes, size_t length) {
+    return probe({static_cast<const std::byte*>(bytes), length});
+}
+
+int fvd_load(const fvd_host_ops* ops, void* host, fvd_image** image, fvd_error* error) {
+    void* memory = ops->allocate(host, sizeof(fvd_image));
+    if (memory == nullptr) {
+        return report(Error::make(-ENOMEM, "no memory for an open image"), error);
+    }
+    fvd_image* loaded = new (memory) fvd_image(ops, host);
+    const Error outcome = loaded->image.load();
+    if (!outcome.ok()) {
+        loaded->~fvd_image();
+        ops->release(host, memory);
+        return report(outcome, error);
+    }
+    *image = loaded;
+    return report(outcome, error);
+}
+
+void fvd_free(fvd_image* image) {
+    if (image == nullptr) {
+        return;
+    }
+    TableHost host = image->host; /* outlives the memory it releases */
+    image->~fvd_image();
+    host.release(image);
+}
+
+int fvd_start(fvd_image* image, fvd_start_mode mode, fvd_error* error) {
+    return report(image->image.start(static_cast<StartMode>(mode)), error);
+}
+
+int fvd_stop(fvd_image* image) { return image->image.stop().value(); }
+
+int fvd_read(fvd_image* image, uint64_t offset, uint64_t length, void* guest,
+             uint64_t guest_offset, uint32_t flags) {
+    return image->image.read(offset, length, {guest, guest_offset}, flags).value();
+}
+
+int fvd_write(fvd_image* image, uint64_t offset, uint64_t length, void* guest,
+              uint64_t guest_offset, uint32_t flags) {
+    return image->image.write(offset, length, {guest, guest_offset}, flags).value();
+}
+
+int fvd_write_zeroes(fvd_image* image, uint64_t offset, uint64_t length, uint32_t flags) {
+    return image->image.write_zeroes(offset, length, flags).value();
+}
+
+int fvd_discard(fvd_image* image, uint64_t offset, uint64_t length) {
+    return image->image.discard(offset, length).value();
+}
+
+int fvd_flush(fvd_image* image) { return image->image.flush().value(); }
+
+void fvd_where(fvd_image* image, uint64_t offset, uint64_t length, fvd_place* place, uint64_t* run,
+               uint64_t* data_offset) {
+    const Placement found = image->image.where(offset, length);
+    *place = found.in_base ? FVD_PLACE_BASE : FVD_PLACE_DATA;
+    *run = found.run;
+    *data_offset = found.data_offset;
+}
+
+bool fvd_needs_base(fvd_image* image) { return image->image.needs_base(); }
+
+void fvd_get_info(fvd_image* image, fvd_info* info) { image->image.describe(info); }
+
+int fvd_make_empty(fvd_image* image) { return image->image.make_empty().value(); }
+
+int fvd_set_base(fvd_image* image, const char* name, const char* format, fvd_error* error) {
+    return report(image->image.set_base(name, format), error);
+}
+
+void fvd_timer_expired(fvd_image* image, fvd_timer timer) { image->image.timer_expired(timer); }
+
+int fvd_commit(fvd_image* image) { return image->image.commit().value(); }
+
+int fvd_create(const fvd_host_ops* ops, void* host, const fvd_create_options* options,
+               fvd_error* error) {
+    TableHost table(ops, host);
+    return report(create_image(table, *options), error);
+}
+
+int fvd_measure(const fvd_create_options* options, uint64_t data_bytes, fvd_measure_result* result,
+                fvd_error* error) {
+    return report(measure_image(*options, data_bytes, result), error);
+}
+
+int fvd_check(const fvd_host_ops* ops, void* host, uint32_t fix, fvd_check_result* result,
+              fvd_error* error) {
+    TableHost table(ops, host);
+    return report(check_image(table, fix, result), error);
+}

@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Sessions, checkpoints and the clean mark: everything that moves changes to their home or writes the
+ * header.
+ */
+#include <algorithm>
+#include <cerrno>
+
+#include "fvd/engine/committer.h"
+#include "fvd/engine/header_store.h"
+
+namespace fvd {
+
+namespace {
+
+constexpr uint64_t kHomeWriteBytes = 256 * 1024;
+
+}  // namespace
+
+Status Committer::save_header() {
+    bool flush_failed = false;
+    const Status status = update_header(host_, header_, &flush_failed);
+    if (flush_failed) {
+        fail("a flush of the header");
+    }
+    return status;
+}
+
+/* The mark goes away, and a new epoch voids whatever the ring holds, before the first record. Changes
+ * that only the ring of the old epoch knows must be at home before that. */
+Status Committer::begin_session() {
+    Status status = checkpoint();
+    if (!status.ok()) {
+        return status;
+    }
+    header_.clean_shutdown = false;
+    header_.journal_epoch++;
+    header_.autoclear_features &= kKnownAutoclear;
+    status = save_header();
+    if (!status.ok()) {
+        return status;
+    }
+    head_ = tail_ = durable_tail_ = 0;
+    session_open_ = true;
+    return {};
+}
+
+Status Committer::make_room(size_t units) {
+    const uint64_t ring = header_.journal_units();
+    if (head_ - tail_ > ring / 2) {
+        const Status status = checkpoint();
+        if (!status.ok()) {
+            return status;
+        }
+    }
+    FVD_ASSERT(head_ + units - durable_tail_ <= ring); /* I7 */
+    return {};
+}
+
+/* Afterwards home equals the committed view, and replay needs none of the units so far. */
+Status Committer::checkpoint() {
+    if (!unsaved_pages_.any_set(0, unsaved_pages_.bits())) {
+        tail_ = head_;
+        return {};
+    }
+    Status status = write_home(unsaved_pages_);
+    if (!status.ok()) {
+        return status; /* the pages stay unsaved, the ring is not recycled (R3) */
+    }
+    status = flush_file(FVD_FILE_IMAGE, FVD_EVENT_HOME_FLUSH, "a flush of the bitmap");
+    if (!status.ok()) {
+        return status;
+    }
+    unsaved_pages_.clear(0, unsaved_pages_.bits());
+    tail_ = head_;
+    return {};
+}
+
+Status Committer::write_home(BlockBitmap& pages) {
+    const uint64_t most = kHomeWriteBytes / kPageSize;
+    uint64_t page = 0;
+    while (page < pages.bits()) {
+        const uint64_t end = pages.run_end(page, std::min(pages.bits(), page + most));
+        if (pages.test(page)) {
+            const Status status = write_pages(page, end);
+            if (!status.ok()) {
+                return status;
+            }
+        }
+        page = end;
+    }
+    return {};
+}
+
+Status Committer::write_pages(uint64_t begin, uint64_t end) {
+    HostBuffer buffer(host_, (end - begin) * kPageSize);
+    if (!buffer) {
+        return -ENOMEM;
+    }
+    committed_.store(begin * kPageSize, buffer.bytes());
+    host_.announce(FVD_EVENT_HOME_WRITE);
+    return write_bytes(host_, FVD_FILE_IMAGE, header_.bitmap_offset + begin * kPageSize,
+                       buffer.bytes());
+}
+
+/* The epoch grows once more, so that the ring holds nothing current (I8). */
+Status Committer::mark_clean() {
+    header_.clean_shutdown = true;
+    header_.journal_epoch++;
+    header_.autoclear_features &= kKnownAutoclear;
+    /* Even if this fails: which epoch is on disk is not known then, so the next record needs its own. */
+    session_open_ = false;
+    return save_header();
+}
+
+Status Committer::settle() {
+    const Status status = checkpoint();
+    return status.ok() ? mark_clean() : status;
+}
+
+Status Committer::close() {
+    {
+        HostLock lock(host_);
+        host_.cancel_timer(FVD_TIMER_COMMIT);
+        timer_armed_ = false;
+    }
+    if (failed()) {
+        return -EIO;
+    }
+    const Status status = commit();
+    if (!status.ok() || header_.clean_shutdown) {
+        return status;
+    }
+    return settle();
+}
+
+Status Committer::forget_all() {
+    if (failed()) {
+        return -EIO;
+    }
+    {
+        HostLock lock(host_);
+        current_.clear(0, current_.bits());
+        committed_.clear(0, committed_.bits());
+        pending_pages_.clear(0, pending_pages_.bits());
+        unsaved_pages_.set(0, unsaved_pages_.bits());
+        update_busy();
+    }
+    return settle();
+}
+
+Status Committer::rewrite_header() { return failed() ? Status(-EIO) : save_header(); }
+
+}  // namespace fvd

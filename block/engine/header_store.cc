@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "fvd/engine/header_store.h"
+
+#include <algorithm>
+#include <cerrno>
+
+namespace fvd {
+
+Result<ChosenHeader> load_header(Host& host) {
+    const int64_t length = host.length(FVD_FILE_IMAGE);
+    if (length < 0) {
+        return Error::make(static_cast<int>(length), "the length of the image cannot be read");
+    }
+    HostBuffer buffer(host, kHeaderRegionSize);
+    if (!buffer) {
+        return Error::make(-ENOMEM, "no memory for the header");
+    }
+    const size_t there = std::min(static_cast<size_t>(length), buffer.size());
+    host.announce(FVD_EVENT_OPEN_READ);
+    if (there != 0) {
+        const Status status =
+            read_bytes(host, FVD_FILE_IMAGE, kHeaderPrimaryOffset, buffer.bytes().first(there));
+        if (!status.ok()) {
+            return Error::make(status.value(), "the header cannot be read");
+        }
+    }
+    return choose_header(buffer.bytes().first(there));
+}
+
+namespace {
+
+struct Step {
+    uint64_t offset;
+    Event write_event;
+    Event flush_event;
+};
+
+constexpr Step kSteps[] = {
+    {kHeaderCopyOffset, FVD_EVENT_HEADER_COPY, FVD_EVENT_HEADER_COPY_FLUSH},
+    {kHeaderPrimaryOffset, FVD_EVENT_HEADER_PRIMARY, FVD_EVENT_HEADER_PRIMARY_FLUSH},
+};
+
+}  // namespace
+
+Status update_header(Host& host, Header& header, bool* flush_failed) {
+    *flush_failed = false;
+    header.generation++;
+    HostBuffer block(host, kHeaderSize);
+    if (!block) {
+        return -ENOMEM;
+    }
+    encode_header(header, block.bytes());
+    for (const Step& step : kSteps) {
+        host.announce(step.write_event);
+        Status status = write_bytes(host, FVD_FILE_IMAGE, step.offset, block.bytes());
+        if (!status.ok()) {
+            return status;
+        }
+        host.announce(step.flush_event);
+        status = host.flush(FVD_FILE_IMAGE);
+        if (!status.ok()) {
+            *flush_failed = true;
+            return status;
+        }
+    }
+    return {};
+}
+
+}  // namespace fvd

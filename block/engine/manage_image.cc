@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* What management does to an open, quiet image, and what it is told about it. */
+#include <cerrno>
+#include <cstring>
+
+#include "fvd/engine/header_store.h"
+#include "fvd/engine/image.h"
+
+namespace fvd {
+
+bool Image::needs_base() const {
+    return tracked_size_ != 0 && !current_.all_set(0, current_.bits());
+}
+
+/* The base has all that is forgotten (a commit has just written it), so a crash half-way only leaves
+ * blocks here that need not be. The data goes only after the bits are durably clear. */
+Status Image::make_empty() {
+    FVD_ASSERT(started_ && writable_ && locks_.empty());
+    if (tracked_size_ == 0) {
+        return header_.has_base() ? Status(-ENOTSUP) : Status();
+    }
+    const Status status = committer_.forget_all();
+    if (!status.ok()) {
+        return status;
+    }
+    const Status discarded = host_.discard(FVD_FILE_DATA, data_at(0), tracked_size_);
+    return discarded.value() == -ENOTSUP ? Status() : discarded;
+}
+
+Error Image::set_base(const char* name, const char* format) {
+    FVD_ASSERT(started_ && writable_);
+    const size_t name_length = std::strlen(name);
+    const size_t format_length = std::strlen(format);
+    if (name_length >= kNameSize || format_length >= kFormatNameSize) {
+        return Error::make(-EINVAL,
+                           "backing file name (%zu bytes) or format (%zu bytes) is too long; at most "
+                           "%zu and %zu bytes",
+                           name_length, format_length, kNameSize - 1, kFormatNameSize - 1);
+    }
+    const Header before = header_;
+    std::memset(header_.base_img, 0, sizeof(header_.base_img));
+    std::memset(header_.base_img_fmt, 0, sizeof(header_.base_img_fmt));
+    std::memcpy(header_.base_img, name, name_length);
+    std::memcpy(header_.base_img_fmt, format, format_length);
+    const Status status = committer_.rewrite_header();
+    if (!status.ok()) {
+        std::memcpy(header_.base_img, before.base_img, sizeof(header_.base_img));
+        std::memcpy(header_.base_img_fmt, before.base_img_fmt, sizeof(header_.base_img_fmt));
+        return Error::make(status.value(), "the header cannot be written");
+    }
+    return Error::none();
+}
+
+void Image::describe(fvd_info* info) const {
+    HostLock lock(host_);
+    *info = {};
+    info->format_version = kFormatVersion;
+    info->virtual_size = header_.virtual_size;
+    info->base_size = header_.base_size;
+    info->block_size = header_.block_size;
+    info->bitmap_offset = header_.bitmap_offset;
+    info->bitmap_size = header_.bitmap_size;
+    info->table_offset = header_.table_offset;
+    info->table_size = header_.table_size;
+    info->journal_offset = header_.journal_offset;
+    info->journal_size = header_.journal_size;
+    info->journal_unit = header_.journal_unit;
+    info->journal_epoch = header_.journal_epoch;
+    info->data_offset = header_.data_offset;
+    info->header_generation = header_.generation;
+    info->incompatible_features = header_.incompatible_features;
+    info->compatible_features = header_.compatible_features;
+    info->autoclear_features = header_.autoclear_features;
+    std::memcpy(info->image_id, header_.image_id.data(), sizeof(info->image_id));
+    info->clean_shutdown = header_.clean_shutdown;
+    info->base_fully_prefetched = header_.base_fully_prefetched;
+    info->need_zero_init = header_.need_zero_init;
+    info->started = started_;
+    info->condition = committer_.failed() ? FVD_CONDITION_FAILED : FVD_CONDITION_HEALTHY;
+    if (started_ && tracked_size_ != 0) {
+        info->blocks = current_.bits();
+        info->blocks_here = current_.count();
+        info->pending_pages = committer_.pending_pages();
+    }
+    std::memcpy(info->data_file, header_.data_file, sizeof(info->data_file));
+    std::memcpy(info->data_file_fmt, header_.data_file_fmt, sizeof(info->data_file_fmt));
+    std::memcpy(info->base_img, header_.base_img, sizeof(info->base_img));
+    std::memcpy(info->base_img_fmt, header_.base_img_fmt, sizeof(info->base_img_fmt));
+    std::memcpy(info->add_storage_cmd, header_.add_storage_cmd, sizeof(info->add_storage_cmd));
+}
+
+}  // namespace fvd

@@ -1,0 +1,241 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Bringing an image to life: header, bitmap, replay of the journal; and laying it to rest. */
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "fvd/base/arith.h"
+#include "fvd/engine/header_store.h"
+#include "fvd/engine/image.h"
+#include "fvd/format/recovery.h"
+
+namespace fvd {
+
+namespace {
+
+constexpr uint64_t kReadBytes = 1024 * 1024;
+
+unsigned long long print(uint64_t value) { return value; }
+
+std::span<uint64_t> words_of(const HostBuffer& buffer) {
+    return {reinterpret_cast<uint64_t*>(buffer.data()), buffer.size() / sizeof(uint64_t)};
+}
+
+Error no_memory(uint64_t size) {
+    return Error::make(-ENOMEM, "no memory: %llu bytes are needed for metadata", print(size));
+}
+
+/* A bitmap of clear bits in memory of the host. */
+Error make_bitmap(Host& host, uint64_t bits, HostBuffer* memory, BlockBitmap* bitmap) {
+    const uint64_t size = BlockBitmap::bits_to_words(bits) * sizeof(uint64_t);
+    *memory = HostBuffer(host, size);
+    if (!*memory) {
+        return no_memory(size);
+    }
+    std::memset(memory->data(), 0, size);
+    *bitmap = BlockBitmap(words_of(*memory), bits);
+    return Error::none();
+}
+
+}  // namespace
+
+Error Image::load() {
+    const Result<ChosenHeader> chosen = load_header(host_);
+    if (!chosen.ok()) {
+        return chosen.error();
+    }
+    header_ = chosen.value().header;
+    header_copy_stale_ = chosen.value().primary != CopyState::valid ||
+                         chosen.value().copy != CopyState::valid;
+    const int64_t length = host_.length(FVD_FILE_IMAGE);
+    if (length < 0) {
+        return Error::make(static_cast<int>(length), "the length of the image cannot be read");
+    }
+    return check_layout(header_, static_cast<uint64_t>(length));
+}
+
+Error Image::check_startable() const {
+    if (header_.has_table()) {
+        return Error::make(-ENOTSUP, "table_size is %llu: compact images are not supported yet",
+                           print(header_.table_size));
+    }
+    if (header_.has_bitmap() && header_.journal_size == 0) {
+        return Error::make(-ENOTSUP, "journal_size is 0: an image with a bitmap needs a journal");
+    }
+    return Error::none();
+}
+
+/* May follow an earlier life (migration hand-over), so everything is read again. */
+Error Image::start(StartMode mode) {
+    FVD_ASSERT(!started_);
+    if (Error error = load(); !error.ok()) {
+        return error;
+    }
+    if (Error error = check_startable(); !error.ok()) {
+        return error;
+    }
+    writable_ = mode == StartMode::writable;
+    tracked_size_ = 0;
+    committer_.begin_untracked();
+    bool settle = header_copy_stale_ || (header_.autoclear_features & ~kKnownAutoclear) != 0;
+    if (header_.has_bitmap() && !header_.base_fully_prefetched) {
+        tracked_size_ = header_.base_size;
+        if (Error error = recover(&settle); !error.ok()) {
+            return error;
+        }
+    }
+    if (writable_ && settle) {
+        if (Status status = committer_.settle(); !status.ok()) {
+            return Error::make(status.value(), "recovered metadata cannot be written");
+        }
+        header_copy_stale_ = false;
+    }
+    started_ = true;
+    return Error::none();
+}
+
+Error Image::recover(bool* settle) {
+    if (Error error = load_bitmap(); !error.ok()) {
+        return error;
+    }
+    const bool current = header_.clean_shutdown && first_unit_is_current();
+    if (current) {
+        host_.warn("marked clean, but the journal holds current records: replaying them");
+    }
+    if (!header_.clean_shutdown || current) {
+        ReplayPlan plan;
+        if (Error error = scan_journal(&plan); !error.ok()) {
+            return error;
+        }
+        if (Error error = replay(plan); !error.ok()) {
+            return error;
+        }
+        *settle = true;
+    }
+    return writable_ ? committer_.begin(current_, unsaved_pages_) : Error::none();
+}
+
+Error Image::load_bitmap() {
+    if (Error error = make_bitmap(host_, header_.block_count(), &current_words_, &current_);
+        !error.ok()) {
+        return error;
+    }
+    if (Error error = make_bitmap(host_, header_.bitmap_size / Committer::kPageSize,
+                                  &unsaved_words_, &unsaved_pages_);
+        !error.ok()) {
+        return error;
+    }
+    const uint64_t size = round_up(div_ceil(header_.block_count(), 8), 8);
+    HostBuffer buffer(host_, std::min(size, kReadBytes));
+    if (!buffer) {
+        return no_memory(kReadBytes);
+    }
+    for (uint64_t at = 0; at < size; at += buffer.size()) {
+        const MutableBytes piece = buffer.bytes().first(std::min(size - at, buffer.size()));
+        host_.announce(FVD_EVENT_OPEN_READ);
+        const Status status = read_bytes(host_, FVD_FILE_IMAGE, header_.bitmap_offset + at, piece);
+        if (!status.ok()) {
+            return Error::make(status.value(), "the bitmap cannot be read at offset %llu",
+                               print(header_.bitmap_offset + at));
+        }
+        current_.load(at, piece);
+    }
+    return Error::none();
+}
+
+/* Call visit(place in the ring, unit) for units of the ring, read in large pieces. */
+template <typename Visit>
+Error Image::read_ring(uint64_t first, uint64_t count, Visit visit) {
+    const uint64_t unit = header_.journal_unit;
+    const uint64_t most = kReadBytes / unit;
+    HostBuffer buffer(host_, std::min(count, most) * unit);
+    if (!buffer) {
+        return no_memory(kReadBytes);
+    }
+    while (count != 0) {
+        const uint64_t units = std::min(count, most);
+        const uint64_t offset = header_.journal_offset + first * unit;
+        host_.announce(FVD_EVENT_OPEN_READ);
+        const Status status =
+            read_bytes(host_, FVD_FILE_IMAGE, offset, buffer.bytes().first(units * unit));
+        if (!status.ok()) {
+            return Error::make(status.value(), "the journal cannot be read at offset %llu",
+                               print(offset));
+        }
+        for (uint64_t i = 0; i < units; i++) {
+            visit(first + i, ConstBytes(buffer.bytes().subspan(i * unit, unit)));
+        }
+        first += units;
+        count -= units;
+    }
+    return Error::none();
+}
+
+bool Image::first_unit_is_current() {
+    bool found = false;
+    const Error error = read_ring(0, 1, [&](uint64_t, ConstBytes unit) {
+        const auto view = UnitView::decode(unit, header_.image_id);
+        found = view.has_value() && view->header().epoch == header_.journal_epoch &&
+                view->header().sequence == 0;
+    });
+    return error.ok() && found;
+}
+
+Error Image::scan_journal(ReplayPlan* plan) {
+    const uint64_t units = header_.journal_units();
+    HostBuffer sequences(host_, units * sizeof(uint64_t));
+    if (!sequences) {
+        return no_memory(units * sizeof(uint64_t));
+    }
+    JournalScan scan(words_of(sequences), header_.journal_epoch, header_.image_id);
+    Error error =
+        read_ring(0, units, [&](uint64_t place, ConstBytes unit) { scan.add(place, unit); });
+    if (!error.ok()) {
+        return error;
+    }
+    *plan = scan.plan();
+    if (plan->damaged) {
+        return Error::make(-EIO,
+                           "the journal is damaged: unit %llu is missing, later ones are there; "
+                           "'qemu-img check -r all' keeps what can be kept",
+                           print(plan->end_sequence));
+    }
+    return Error::none();
+}
+
+Error Image::replay(const ReplayPlan& plan) {
+    const uint64_t ring = header_.journal_units();
+    ReplayTarget target{current_, unsaved_pages_};
+    uint64_t sequence = plan.first_sequence;
+    Error bad = Error::none();
+    while (sequence < plan.end_sequence && bad.ok()) {
+        const uint64_t place = sequence % ring;
+        const uint64_t count = std::min(plan.end_sequence - sequence, ring - place);
+        const Error error = read_ring(place, count, [&](uint64_t at, ConstBytes unit) {
+            const auto view = UnitView::decode(unit, header_.image_id);
+            if (bad.ok() && (!view.has_value() || !apply_unit(*view, target))) {
+                bad = Error::make(-EINVAL,
+                                  "journal unit at offset %llu names blocks outside the bitmap (%llu "
+                                  "blocks) or a table that does not exist",
+                                  print(header_.journal_offset + at * header_.journal_unit),
+                                  print(current_.bits()));
+            }
+        });
+        if (!error.ok()) {
+            return error;
+        }
+        sequence += count;
+    }
+    return bad;
+}
+
+Status Image::stop() {
+    if (!started_) {
+        return {};
+    }
+    started_ = false;
+    FVD_ASSERT(locks_.empty());
+    return writable_ && tracked_size_ != 0 ? committer_.close() : Status();
+}
+
+}  // namespace fvd

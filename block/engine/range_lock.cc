@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "fvd/engine/range_lock.h"
+
+namespace fvd {
+
+namespace {
+
+bool overlap(const BlockRange& a, const BlockRange& b) {
+    return a.begin < b.end && b.begin < a.end;
+}
+
+}  // namespace
+
+bool RangeLocks::must_wait(const Node& node) const {
+    for (const Node* earlier = node.previous; earlier != nullptr; earlier = earlier->previous) {
+        if (overlap(earlier->range, node.range)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void RangeLocks::acquire(Host& host, Node& node) {
+    FVD_ASSERT(!node.range.empty());
+    node.task = host.current_task();
+    node.previous = last_;
+    node.next = nullptr;
+    (last_ != nullptr ? last_->next : first_) = &node;
+    last_ = &node;
+    while (must_wait(node)) {
+        node.waiting = true;
+        host.park();
+    }
+    node.waiting = false;
+}
+
+void RangeLocks::release(Host& host, Node& node) {
+    (node.previous != nullptr ? node.previous->next : first_) = node.next;
+    (node.next != nullptr ? node.next->previous : last_) = node.previous;
+    for (Node* later = node.next; later != nullptr; later = later->next) {
+        if (later->waiting && overlap(later->range, node.range) && !must_wait(*later)) {
+            later->waiting = false;
+            host.wake(later->task);
+        }
+    }
+}
+
+}  // namespace fvd

@@ -1,0 +1,365 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * qemu-img create: lay the regions out, give data storage its length, find the zero areas of the base,
+ * write metadata. The header comes last, so that a create that was cut short leaves no image.
+ */
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "fvd/base/arith.h"
+#include "fvd/format/block_bitmap.h"
+#include "fvd/format/layout.h"
+#include "fvd/format/limits.h"
+#include "fvd/verbs.h"
+
+namespace fvd {
+
+namespace {
+
+constexpr uint64_t kPieceBytes = 1024 * 1024;
+
+unsigned long long print(uint64_t value) { return value; }
+
+Error failed(Status status, const char* what) {
+    return Error::make(status.value(), "%s: %s", what, std::strerror(-status.value()));
+}
+
+/* ---------------------------------------------------------------------------- the header */
+
+Error copy_text(const char* option, const char* from, char* to, size_t size) {
+    if (from == nullptr) {
+        return Error::none();
+    }
+    const size_t length = std::strlen(from);
+    if (length >= size) {
+        return Error::make(-EINVAL, "%s has %zu bytes; at most %zu are possible", option, length,
+                           size - 1);
+    }
+    std::memcpy(to, from, length);
+    return Error::none();
+}
+
+Error check_names(const fvd_create_options& options) {
+    const bool has_base = options.base_img != nullptr;
+    if (has_base && (options.base_img_fmt == nullptr || options.base_img_fmt[0] == '\0')) {
+        return Error::make(-EINVAL,
+                           "backing_fmt is missing: the format of backing_file '%s' must be stated, "
+                           "it is never guessed",
+                           options.base_img);
+    }
+    if (!has_base && options.detect_sparse_hole != 0) {
+        return Error::make(-EINVAL, "detect_sparse_hole is %llu, but there is no backing_file",
+                           print(options.detect_sparse_hole));
+    }
+    return Error::none();
+}
+
+Result<Header> plan_header(Host& host, const fvd_create_options& options) {
+    if (Error error = check_names(options); !error.ok()) {
+        return error;
+    }
+    LayoutRequest request;
+    request.virtual_size = options.virtual_size;
+    request.has_base = options.base_img != nullptr;
+    request.base_size = options.base_size;
+    request.separate_data_file = options.data_file != nullptr;
+    request.block_size = options.block_size;
+    request.journal_size = options.journal_size;
+    request.journal_unit = options.journal_unit;
+    Result<Header> planned = plan_layout(request);
+    if (!planned.ok()) {
+        return planned;
+    }
+    Header& header = planned.value();
+    const Error errors[] = {
+        copy_text("backing_file", options.base_img, header.base_img, kNameSize),
+        copy_text("backing_fmt", options.base_img_fmt, header.base_img_fmt, kFormatNameSize),
+        copy_text("data_file", options.data_file, header.data_file, kNameSize),
+        copy_text("data_file_fmt", options.data_file_fmt, header.data_file_fmt, kFormatNameSize),
+    };
+    for (const Error& error : errors) {
+        if (!error.ok()) {
+            return error;
+        }
+    }
+    header.generation = 1;
+    header.journal_epoch = 1;
+    header.clean_shutdown = true;
+    host.random(std::as_writable_bytes(std::span(header.image_id)));
+    return planned;
+}
+
+/* ---------------------------------------------------------------------------- storage */
+
+/* Give a file at least @p size bytes. *reads_zero: what nobody wrote reads as zeros. */
+Error provide(Host& host, File file, uint64_t size, Preallocation mode, bool* reads_zero) {
+    const int64_t before = host.length(file);
+    if (before < 0) {
+        return failed(static_cast<int>(before), "the length of the file cannot be read");
+    }
+    const bool emptied = before == 0 || host.resize(file, 0, FVD_PREALLOC_OFF).ok();
+    *reads_zero = emptied && host.has_zero_init(file);
+    if (!emptied && static_cast<uint64_t>(before) >= size) {
+        return Error::none();
+    }
+    const Status status = host.resize(file, size, mode);
+    return status.ok() ? Error::none()
+                       : Error::make(status.value(), "cannot make the file %llu bytes long: %s",
+                                     print(size), std::strerror(-status.value()));
+}
+
+/* Metadata gets its space now, where that is cheap: a journal that runs out of space helps nobody. */
+Error provide_image_file(Host& host, const Header& header, Preallocation mode, bool* reads_zero) {
+    const Regions regions = regions_of(header);
+    const uint64_t metadata_end =
+        std::max({regions.header.end, regions.bitmap.end, regions.table.end, regions.journal.end});
+    Error error = provide(host, FVD_FILE_IMAGE, metadata_end, FVD_PREALLOC_FALLOC, reads_zero);
+    if (error.code == -ENOTSUP) {
+        error = provide(host, FVD_FILE_IMAGE, metadata_end, FVD_PREALLOC_OFF, reads_zero);
+    }
+    if (!error.ok() || header.has_data_file()) {
+        return error;
+    }
+    const uint64_t size = header.data_offset + header.virtual_size;
+    const int64_t now = host.length(FVD_FILE_IMAGE);
+    if (now >= 0 && static_cast<uint64_t>(now) >= size) {
+        return Error::none();
+    }
+    const Status status = host.resize(FVD_FILE_IMAGE, size, mode);
+    return status.ok() ? Error::none()
+                       : Error::make(status.value(), "cannot make the image %llu bytes long: %s",
+                                     print(size), std::strerror(-status.value()));
+}
+
+/* ---------------------------------------------------------------------------- the base's zeros */
+
+/* Collects the zero areas of the base as blocks that are "in this image". */
+class Presets {
+  public:
+    Presets(Host& host, const Header& header, BlockBitmap bitmap)
+        : host_(host), header_(header), bitmap_(bitmap) {}
+
+    Error find(uint64_t detect_run) {
+        uint64_t at = 0;
+        while (at < header_.base_size) {
+            bool zero = false;
+            uint64_t run = 0;
+            const Status status =
+                host_.extent(FVD_FILE_BASE, at, header_.base_size - at, &zero, &run);
+            if (!status.ok()) {
+                return failed(status, "the block status of the backing file cannot be read");
+            }
+            FVD_ASSERT(run != 0);
+            if (zero) {
+                grow_run(at, at + run);
+            } else if (detect_run != 0) {
+                if (Error error = search({at, at + run}, detect_run); !error.ok()) {
+                    return error;
+                }
+            }
+            at += run;
+        }
+        end_run();
+        return Error::none();
+    }
+
+  private:
+    /* Runs that touch are one; a run of bytes presets the blocks that lie wholly inside it. */
+    void grow_run(uint64_t begin, uint64_t end) {
+        if (begin != run_.end) {
+            end_run();
+            run_.begin = begin;
+        }
+        run_.end = end;
+    }
+
+    void end_run() {
+        const uint64_t block = header_.block_size;
+        const uint64_t begin = div_ceil(run_.begin, block);
+        const uint64_t end =
+            run_.end == header_.base_size ? bitmap_.bits() : run_.end / block;
+        if (begin < end) {
+            bitmap_.set(begin, end);
+        }
+        run_ = {};
+    }
+
+    /* Read data of the base and find runs of zeros of at least @p detect_run bytes. */
+    Error search(ByteRange where, uint64_t detect_run) {
+        HostBuffer buffer(host_, kPieceBytes);
+        if (!buffer) {
+            return failed(-ENOMEM, "no memory to search the backing file for zeros");
+        }
+        ByteRange zeros{where.begin, where.begin};
+        for (uint64_t at = where.begin; at < where.end;) {
+            const uint64_t size = std::min(kPieceBytes, where.end - at);
+            const Status status =
+                read_bytes(host_, FVD_FILE_BASE, at, buffer.bytes().first(size));
+            if (!status.ok()) {
+                return failed(status, "the backing file cannot be read");
+            }
+            for (uint64_t sector = 0; sector < size; sector += limits::kSectorSize) {
+                const uint64_t length = std::min(limits::kSectorSize, size - sector);
+                if (is_zero(buffer.bytes().subspan(sector, length))) {
+                    zeros.end = at + sector + length;
+                    continue;
+                }
+                take(zeros, detect_run);
+                zeros.begin = zeros.end = at + sector + length;
+            }
+            at += size;
+        }
+        take(zeros, detect_run);
+        return Error::none();
+    }
+
+    void take(ByteRange zeros, uint64_t detect_run) {
+        if (!zeros.empty() && zeros.count() >= detect_run) {
+            grow_run(zeros.begin, zeros.end);
+        }
+    }
+
+    static bool is_zero(ConstBytes bytes) {
+        return bytes.empty() || (bytes[0] == std::byte{0} &&
+                                 std::memcmp(bytes.data(), bytes.data() + 1, bytes.size() - 1) == 0);
+    }
+
+    Host& host_;
+    const Header& header_;
+    BlockBitmap bitmap_;
+    ByteRange run_;
+};
+
+/* ---------------------------------------------------------------------------- metadata */
+
+Status zero_range(Host& host, File file, uint64_t begin, uint64_t end) {
+    return begin < end
+               ? host.write_zeroes(file, begin, end - begin, FVD_REQ_MAY_UNMAP)
+               : Status();
+}
+
+Error write_bitmap(Host& host, const Header& header, const BlockBitmap& bitmap) {
+    constexpr uint64_t kPage = 4096;
+    HostBuffer buffer(host, kPage);
+    if (!buffer) {
+        return failed(-ENOMEM, "no memory to write the bitmap");
+    }
+    for (uint64_t at = 0; at < header.bitmap_size; at += kPage) {
+        const uint64_t first = std::min(at * 8, bitmap.bits());
+        const uint64_t last = std::min((at + kPage) * 8, bitmap.bits());
+        if (!bitmap.any_set(first, last)) {
+            continue; /* the region reads as zeros already */
+        }
+        bitmap.store(at, buffer.bytes());
+        const Status status =
+            write_bytes(host, FVD_FILE_IMAGE, header.bitmap_offset + at, buffer.bytes());
+        if (!status.ok()) {
+            return failed(status, "the bitmap cannot be written");
+        }
+    }
+    return Error::none();
+}
+
+/* Storage that does not start out as zeros: where the image promises zeros, write them. */
+Error zero_preset_data(Host& host, const Header& header, const BlockBitmap& bitmap) {
+    for (uint64_t block = 0; block < bitmap.bits();) {
+        const uint64_t end = bitmap.run_end(block, bitmap.bits());
+        if (bitmap.test(block)) {
+            const uint64_t last = std::min(end * header.block_size, header.base_size);
+            const Status status =
+                zero_range(host, FVD_FILE_DATA, header.data_offset + block * header.block_size,
+                           header.data_offset + last);
+            if (!status.ok()) {
+                return failed(status, "zero areas of the backing file cannot be written");
+            }
+        }
+        block = end;
+    }
+    const uint64_t covered = header.has_bitmap() ? header.base_size : 0;
+    const Status status =
+        zero_range(host, FVD_FILE_DATA, header.data_offset + covered,
+                   header.data_offset + header.virtual_size);
+    return status.ok() ? Error::none() : failed(status, "data storage cannot be zeroed");
+}
+
+Error write_header(Host& host, const Header& header) {
+    HostBuffer both(host, kHeaderRegionSize);
+    if (!both) {
+        return failed(-ENOMEM, "no memory for the header");
+    }
+    encode_header(header, both.bytes().first(kHeaderSize));
+    encode_header(header, both.bytes().last(kHeaderSize));
+    Status status = write_bytes(host, FVD_FILE_IMAGE, kHeaderPrimaryOffset, both.bytes());
+    if (status.ok()) {
+        status = host.flush(FVD_FILE_IMAGE);
+    }
+    return status.ok() ? Error::none() : failed(status, "the header cannot be written");
+}
+
+Error write_metadata(Host& host, Header& header, const fvd_create_options& options,
+                     bool image_zero, bool data_zero) {
+    const Regions regions = regions_of(header);
+    if (!image_zero) {
+        const uint64_t end = std::max({regions.header.end, regions.bitmap.end, regions.journal.end});
+        if (Status status = zero_range(host, FVD_FILE_IMAGE, 0, end); !status.ok()) {
+            return failed(status, "metadata cannot be zeroed");
+        }
+    }
+    HostBuffer words(host, (BlockBitmap::bits_to_words(header.block_count()) + 1) * 8);
+    if (!words) {
+        return failed(-ENOMEM, "no memory for the bitmap");
+    }
+    std::memset(words.data(), 0, words.size());
+    BlockBitmap bitmap({reinterpret_cast<uint64_t*>(words.data()), words.size() / 8},
+                       header.block_count());
+    if (header.has_bitmap() && options.presets) {
+        Presets presets(host, header, bitmap);
+        if (Error error = presets.find(options.detect_sparse_hole); !error.ok()) {
+            return error;
+        }
+    }
+    const bool relies_on_zeros =
+        header.virtual_size > header.base_size || bitmap.any_set(0, bitmap.bits());
+    header.need_zero_init = relies_on_zeros;
+    if (!data_zero && relies_on_zeros) {
+        if (Error error = zero_preset_data(host, header, bitmap); !error.ok()) {
+            return error;
+        }
+    }
+    if (Error error = write_bitmap(host, header, bitmap); !error.ok()) {
+        return error;
+    }
+    if (header.has_data_file()) {
+        if (Status status = host.flush(FVD_FILE_DATA); !status.ok()) {
+            return failed(status, "the data file cannot be flushed");
+        }
+    }
+    return write_header(host, header);
+}
+
+}  // namespace
+
+Error create_image(Host& host, const fvd_create_options& options) {
+    Result<Header> planned = plan_header(host, options);
+    if (!planned.ok()) {
+        return planned.error();
+    }
+    Header& header = planned.value();
+    bool image_zero = false;
+    if (Error error = provide_image_file(host, header, options.preallocation, &image_zero);
+        !error.ok()) {
+        return error;
+    }
+    bool data_zero = image_zero;
+    if (header.has_data_file()) {
+        Error error = provide(host, FVD_FILE_DATA, header.virtual_size, options.preallocation,
+                              &data_zero);
+        if (!error.ok()) {
+            return error;
+        }
+    }
+    return write_metadata(host, header, options, image_zero, data_zero);
+}
+
+}  // namespace fvd
