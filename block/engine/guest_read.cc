@@ -30,9 +30,11 @@ Placement Image::where(uint64_t offset, uint64_t length) const {
         return {false, length, data_at(offset)};
     }
     const uint64_t first = blocks.begin.value;
-    const uint64_t run_end = current_.run_end(first, blocks.end.value);
+    /* Looked at once: another thread may set the bit between two looks. */
+    const bool here = current_.test(first);
+    const uint64_t run_end = current_.run_end(first, blocks.end.value, here);
     const uint64_t end = offset + length;
-    if (!current_.test(first)) {
+    if (!here) {
         return {true, std::min(block_end(run_end - 1), end) - offset, 0};
     }
     /* What is here goes on past the end of the base. */

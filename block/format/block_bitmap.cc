@@ -61,8 +61,12 @@ bool BlockBitmap::any_set(uint64_t begin, uint64_t end) const {
 }
 
 uint64_t BlockBitmap::run_end(uint64_t begin, uint64_t end) const {
+    return run_end(begin, end, test(begin));
+}
+
+uint64_t BlockBitmap::run_end(uint64_t begin, uint64_t end, bool value) const {
     FVD_ASSERT(begin < end && end <= bits_);
-    const uint64_t flip = test(begin) ? ~uint64_t{0} : 0;
+    const uint64_t flip = value ? ~uint64_t{0} : 0;
     uint64_t found = end;
     for_each_word(begin, end, [&](uint64_t index, uint64_t mask) {
         const uint64_t differs = (word(index) ^ flip) & mask;

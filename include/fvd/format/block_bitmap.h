@@ -32,6 +32,9 @@ class BlockBitmap {
     bool any_set(uint64_t begin, uint64_t end) const;
     /** End of the run of equal bits that starts at @p begin, at most @p end. begin < end. */
     uint64_t run_end(uint64_t begin, uint64_t end) const;
+    /** The same for a caller who has already looked at the first bit and saw @p value: however other
+     *  threads change it meanwhile, the run is one of that value, at least one bit long. */
+    uint64_t run_end(uint64_t begin, uint64_t end, bool value) const;
     void set(uint64_t begin, uint64_t end);
     void clear(uint64_t begin, uint64_t end);
     uint64_t count() const;
