@@ -65,6 +65,25 @@ Error Image::check_startable() const {
     return Error::none();
 }
 
+/* Create gave the data its whole length; a file that is shorter was cut, and must not read as zeros.
+ * An adapter that was told not to open the data file says -ENOMEDIUM. */
+Error Image::check_data_length() const {
+    const int64_t length = host_.length(FVD_FILE_DATA);
+    if (length == -ENOMEDIUM) {
+        return Error::none();
+    }
+    const char* file = header_.has_data_file() ? header_.data_file : "the image";
+    if (length < 0) {
+        return Error::make(static_cast<int>(length), "the length of %s cannot be read", file);
+    }
+    const uint64_t needed = header_.data_offset + header_.virtual_size;
+    if (static_cast<uint64_t>(length) < needed) {
+        return Error::make(-EINVAL, "%s is %llu bytes long; its guest data ends at %llu", file,
+                           print(static_cast<uint64_t>(length)), print(needed));
+    }
+    return Error::none();
+}
+
 /* May follow an earlier life (migration hand-over), so everything is read again. */
 Error Image::start(StartMode mode) {
     FVD_ASSERT(!started_);
@@ -72,6 +91,9 @@ Error Image::start(StartMode mode) {
         return error;
     }
     if (Error error = check_startable(); !error.ok()) {
+        return error;
+    }
+    if (Error error = check_data_length(); !error.ok()) {
         return error;
     }
     writable_ = mode == StartMode::writable;

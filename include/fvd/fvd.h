@@ -80,7 +80,7 @@ struct fvd_host_ops {
                         uint32_t flags);
     int (*discard)(void *host, enum fvd_file file, uint64_t offset, uint64_t length);
     int (*flush)(void *host, enum fvd_file file);
-    /* Length of a file, or a negative errno. */
+    /* Length of a file, or a negative errno; -ENOMEDIUM for a data file that was not to be opened. */
     int64_t (*length)(void *host, enum fvd_file file);
     /* Set the length of a file; what is new reads as zeros. -ENOTSUP where the mode or the change
      * is not possible. */

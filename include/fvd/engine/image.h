@@ -72,6 +72,7 @@ class Image {
     bool cuts_missing_block(BlockRange blocks, uint64_t offset, uint64_t length) const;
 
     Error check_startable() const;
+    Error check_data_length() const;
     Error load_bitmap();
     Error recover(bool* settle);
     Error scan_journal(struct ReplayPlan* plan);
