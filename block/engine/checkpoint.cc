@@ -26,6 +26,14 @@ Status Committer::save_header() {
     return status;
 }
 
+/* Under the mutex, because management may be looking at the header meanwhile. */
+void Committer::set_mark(bool clean) {
+    HostLock lock(host_);
+    header_.clean_shutdown = clean;
+    header_.journal_epoch++;
+    header_.autoclear_features &= kKnownAutoclear;
+}
+
 /* The mark goes away, and a new epoch voids whatever the ring holds, before the first record. Changes
  * that only the ring of the old epoch knows must be at home before that. */
 Status Committer::begin_session() {
@@ -33,9 +41,7 @@ Status Committer::begin_session() {
     if (!status.ok()) {
         return status;
     }
-    header_.clean_shutdown = false;
-    header_.journal_epoch++;
-    header_.autoclear_features &= kKnownAutoclear;
+    set_mark(false);
     status = save_header();
     if (!status.ok()) {
         return status;
@@ -105,9 +111,7 @@ Status Committer::write_pages(uint64_t begin, uint64_t end) {
 
 /* The epoch grows once more, so that the ring holds nothing current (I8). */
 Status Committer::mark_clean() {
-    header_.clean_shutdown = true;
-    header_.journal_epoch++;
-    header_.autoclear_features &= kKnownAutoclear;
+    set_mark(true);
     /* Even if this fails: which epoch is on disk is not known then, so the next record needs its own. */
     session_open_ = false;
     return save_header();

@@ -44,7 +44,10 @@ constexpr Step kSteps[] = {
 
 Status update_header(Host& host, Header& header, bool* flush_failed) {
     *flush_failed = false;
-    header.generation++;
+    {
+        HostLock lock(host);
+        header.generation++;
+    }
     HostBuffer block(host, kHeaderSize);
     if (!block) {
         return -ENOMEM;

@@ -116,6 +116,7 @@ class Committer {
     template <typename Visit>
     void for_each_record(Visit visit) const;
 
+    void set_mark(bool clean);
     Status begin_session();
     Status make_room(size_t units);
     Status checkpoint();

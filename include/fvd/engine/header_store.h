@@ -16,6 +16,8 @@ Result<ChosenHeader> load_header(Host& host);
  * when this fails, so that a retry never writes a second content under one number. After an error the
  * older state is intact in at least one copy.
  *
+ * The generation changes under the host's mutex; nobody else may change the header meanwhile.
+ *
  * @p flush_failed is set when it was a flush that failed: then nothing is known about what earlier
  * writes became, and the caller must not go on (rule R13).
  */
