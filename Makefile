@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# The habitual verbs; the work is done by ./configure, meson, ninja and the programs in tests/.
+
+build := build
+# ninja's own choice (all processors) unless JOBS says otherwise.
+export JOBS
+programs := qemu-img qemu-io qemu-nbd storage-daemon/qemu-storage-daemon
+targets := $(programs) qemu-system-x86_64
+
+.DEFAULT_GOAL := all
+.PHONY: all configured core programs programs-asan \
+        check check-unit check-qemu check-iotests check-asan bench demo clean help
+
+all: core programs ## Build everything; the programs land in build/bin
+
+configured:
+	@block/qemu/check-core-list.sh
+	@./configure --again
+
+core: configured
+	@qemu/build-dir $(build)/core
+
+programs: configured
+	@qemu/build-dir $(build)/qemu $(targets)
+	@mkdir -p $(build)/bin
+	@cd $(build)/bin && ln -sf $(addprefix ../qemu/,$(targets)) .
+
+programs-asan:
+	@./configure --again --enable-asan
+	@qemu/build-dir $(build)/qemu-asan $(programs)
+	@mkdir -p $(build)/bin-asan
+	@cd $(build)/bin-asan && ln -sf $(addprefix ../qemu-asan/,$(programs)) .
+
+check: all ## Run all tests; ends with the line 'N passed, N failed'
+	@tests/run-all unit qemu iotests
+
+check-unit: core ## The core alone: units, simulator
+	@tests/run-all unit
+
+check-qemu: programs ## Black-box tests of the real programs
+	@tests/run-all qemu
+
+check-iotests: programs ## QEMU's own block tests with -fvd
+	@tests/run-all iotests
+
+check-asan: all programs-asan ## Black-box tests of programs built with sanitizers
+	@FVD_BIN=$(CURDIR)/$(build)/bin-asan tests/run-all qemu
+
+bench: all ## Side by side with raw, qcow2 and QED
+	@tests/bench/run
+
+demo: programs ## Boot a VM from an FVD image, cut its power, show that nothing is lost
+	@tests/demo
+
+clean: ## Remove build/ (fetched sources and compiler output stay in the cache)
+	rm -rf $(build)
+
+help: ## This list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
+	@echo; echo "  ./configure --help    other QEMU sources, sanitizers, where things are kept"
