@@ -162,7 +162,11 @@ def download(package, landing):
     except GuestError:
         # The lists are older than the archive: the version they name is gone.
         run(["apt-get", "update", "-qq"], timeout=DOWNLOAD_SECONDS)
-        run(command, cwd=landing, timeout=DOWNLOAD_SECONDS)
+        try:
+            run(command, cwd=landing, timeout=DOWNLOAD_SECONDS)
+        except GuestError as error:
+            raise GuestError(f"{error}\nThe guest is made of Debian packages: apt must be able "
+                             f"to fetch {package}") from None
 
 
 def unpack(package_file, tree):
