@@ -181,7 +181,7 @@ std::optional<UnitView> UnitView::decode(ConstBytes unit, const ImageId& image_i
         return std::nullopt;
     }
     const UnitHeader header = load_header(unit);
-    if (header.sequence > limits::kMaxCounter ||
+    if (header.sequence > limits::kMaxCounter || header.epoch > 2 * limits::kMaxCounter ||
         !is_consistent(header, unit.size() - kUnitHeaderSize)) {
         return std::nullopt;
     }

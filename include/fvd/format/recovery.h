@@ -36,10 +36,12 @@ class JournalScan {
 
     ReplayPlan plan() const;
     uint64_t valid_units() const { return valid_; }
-
-  private:
+    /** Sequence of the newest valid unit; 0 without any. */
+    uint64_t newest_sequence() const { return newest_.sequence; }
+    /** True when the unit of this sequence is in the ring and valid. */
     bool has(uint64_t sequence) const;
 
+  private:
     std::span<uint64_t> sequences_; /* sequence + 1 of the valid unit at each place, 0 = none */
     uint64_t epoch_;
     ImageId image_id_;

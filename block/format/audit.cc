@@ -1,0 +1,146 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "fvd/format/audit.h"
+
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+#include <cinttypes>
+#include <cstring>
+
+#include "fvd/base/arith.h"
+#include "fvd/format/layout.h"
+
+namespace fvd {
+
+namespace {
+
+constexpr int kAny = -EINVAL; /* an Error carries the sentence here; its code is not looked at */
+
+void audit_copy(const char* which, CopyState state, Findings& findings) {
+    if (state == CopyState::damaged) {
+        findings.add(
+            Severity::corruption, true,
+            Error::make(kAny, "the %s of the header is damaged; the other one is used", which));
+    }
+}
+
+uint64_t end_of_data(const Header& header) {
+    return header.data_offset + header.virtual_size;
+}
+
+}  // namespace
+
+void Findings::add(Severity severity, bool repairable, const Error& sentence) {
+    const auto index = static_cast<size_t>(severity);
+    counts_[index] += 1;
+    repairable_[index] += repairable;
+    if (kept_ == kMost) {
+        return;
+    }
+    Finding& finding = list_[kept_++];
+    finding.severity = severity;
+    finding.repairable = repairable;
+    static_assert(sizeof(finding.text) == sizeof(sentence.text));
+    std::memcpy(finding.text, sentence.text, sizeof(finding.text));
+}
+
+uint64_t Findings::count(Severity severity) const {
+    return counts_[static_cast<size_t>(severity)];
+}
+
+uint64_t Findings::repairable(Severity severity) const {
+    return repairable_[static_cast<size_t>(severity)];
+}
+
+void audit_header(const ChosenHeader& chosen, ConstBytes file_start, Findings& findings) {
+    audit_copy("first copy", chosen.primary, findings);
+    audit_copy("second copy", chosen.copy, findings);
+    const bool from_primary = chosen.primary == CopyState::valid;
+    const ConstBytes block =
+        file_start.subspan(from_primary ? kHeaderPrimaryOffset : kHeaderCopyOffset, kHeaderSize);
+    if (const char* name = clamped_advice(block)) {
+        findings.add(
+            Severity::note, false,
+            Error::make(kAny, "%s is out of range; the nearest legal value is used", name));
+    }
+    if (chosen.header.add_storage_cmd[0] != '\0') {
+        findings.add(Severity::note, false,
+                     Error::make(kAny, "add_storage_cmd is set; it is never executed"));
+    }
+}
+
+bool audit_regions(const Header& header, uint64_t file_length, uint64_t data_length,
+                   Findings& findings) {
+    const Error layout = check_layout(header, file_length);
+    if (!layout.ok()) {
+        findings.add(Severity::corruption, false, layout);
+        return false;
+    }
+    /* Only linear images use all of their storage from the first day. */
+    if (!header.has_table() && data_length < end_of_data(header)) {
+        findings.add(Severity::corruption, false,
+                     Error::make(kAny,
+                                 "storage of guest data ends at %" PRIu64 "; a disk of %" PRIu64
+                                 " bytes needs it to reach %" PRIu64,
+                                 data_length, header.virtual_size, end_of_data(header)));
+    }
+    return true;
+}
+
+uint64_t count_leftover_bits(const Header& header, uint64_t offset, ConstBytes piece) {
+    const uint64_t blocks = header.block_count();
+    uint64_t leftover = 0;
+    const uint64_t first_byte = blocks / 8; /* the first that may hold bits of no block */
+    for (uint64_t byte = std::max(offset, first_byte); byte < offset + piece.size(); ++byte) {
+        const uint64_t used = byte == first_byte ? blocks % 8 : 0;
+        const auto bits = static_cast<unsigned>(piece[byte - offset]) >> used;
+        leftover += static_cast<uint64_t>(std::popcount(bits));
+    }
+    return leftover;
+}
+
+void audit_bitmap(uint64_t leftover_bits, Findings& findings) {
+    if (leftover_bits != 0) {
+        findings.add(
+            Severity::leak, true,
+            Error::make(kAny, "%" PRIu64 " bits of the bitmap are set that stand for no block",
+                        leftover_bits));
+    }
+}
+
+void audit_journal(const Header& header, const JournalFacts& facts, Findings& findings) {
+    if (facts.plan.damaged) {
+        findings.add(
+            Severity::corruption, true,
+            Error::make(kAny,
+                        "%" PRIu64 " units of the journal are missing, the first is number "
+                        "%" PRIu64 ", although later ones are there: blocks that only they "
+                        "name read as the base image",
+                        facts.missing_units, facts.plan.end_sequence));
+    }
+    if (facts.foreign_units != 0) {
+        findings.add(
+            Severity::corruption, true,
+            Error::make(kAny,
+                        "%" PRIu64 " units of the journal name blocks or tables that do not "
+                        "exist",
+                        facts.foreign_units));
+    }
+    if (facts.newest_epoch > header.journal_epoch) {
+        findings.add(
+            Severity::corruption, true,
+            Error::make(kAny,
+                        "the journal holds units of epoch %" PRIu64 ", but the header says "
+                        "%" PRIu64 ": the header is older than the journal",
+                        facts.newest_epoch, header.journal_epoch));
+    }
+    if (header.clean_shutdown && facts.valid_units != 0) {
+        findings.add(Severity::corruption, true,
+                     Error::make(kAny,
+                                 "the image is marked clean, but the journal holds %" PRIu64
+                                 " current units",
+                                 facts.valid_units));
+    }
+}
+
+}  // namespace fvd
