@@ -139,6 +139,8 @@ void fvd_where(fvd_image* image, uint64_t offset, uint64_t length, fvd_place* pl
     *data_offset = found.data_offset;
 }
 
+bool fvd_is_clean(fvd_image* image) { return image->image.is_clean(); }
+
 bool fvd_needs_base(fvd_image* image) { return image->image.needs_base(); }
 
 void fvd_get_info(fvd_image* image, fvd_info* info) { image->image.describe(info); }

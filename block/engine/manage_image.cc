@@ -12,6 +12,11 @@ bool Image::needs_base() const {
     return tracked_size_ != 0 && !current_.all_set(0, current_.bits());
 }
 
+bool Image::is_clean() const {
+    HostLock lock(host_);
+    return header_.clean_shutdown;
+}
+
 /* The base has all that is forgotten (a commit has just written it), so a crash half-way only leaves
  * blocks here that need not be. The data goes only after the bits are durably clear. */
 Status Image::make_empty() {

@@ -61,6 +61,7 @@ class Image {
     Status make_empty();
     Error set_base(const char* name, const char* format);
     bool needs_base() const;
+    bool is_clean() const;
     void describe(fvd_info* info) const;
 
   private:
