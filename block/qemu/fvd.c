@@ -1,21 +1,928 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Stub: proves that the driver reaches QEMU's programs. */
+/*
+ * FVD (Fast Virtual Disk) as a block driver of QEMU. The format and its
+ * policy are in the core (fvd/fvd.h); what is here says the same in the
+ * block layer's words.
+ */
 
 #include "qemu/osdep.h"
+#include "block/block-io.h"
 #include "block/block_int.h"
+#include "block/block-gen.h"
+#include "block/qdict.h"
+#include "qapi/error.h"
+#include "qapi/qapi-types-block-core.h"
+#include "qobject/qdict.h"
+#include "qobject/qstring.h"
+#include "qemu/cutils.h"
+#include "qemu/error-report.h"
+#include "qemu/main-loop.h"
+#include "qemu/memalign.h"
 #include "qemu/module.h"
+#include "fvd-glue.h"
 #include "trace.h"
-#include "fvd/fvd.h"
 
-static int fvd_bdrv_probe(const uint8_t *buf, int buf_size, const char *filename)
+#define FVD_RUNTIME_DATA_FILE "data-file"
+
+/* ------------------------------------------------- calls from the main loop */
+
+typedef int coroutine_fn GRAPH_RDLOCK_PTR FvdJob(BlockDriverState *bs,
+                                                 void *opaque);
+
+typedef struct FvdCall {
+    BdrvPollCo poll;
+    BlockDriverState *bs;
+    FvdJob *job;
+    void *opaque;
+    int ret;
+} FvdCall;
+
+static void coroutine_fn fvd_call_entry(void *opaque)
 {
+    FvdCall *call = opaque;
+
+    WITH_GRAPH_RDLOCK_GUARD() {
+        call->ret = call->job(call->bs, call->opaque);
+    }
+    call->poll.in_progress = false;
+    aio_wait_kick();
+}
+
+/* The core runs in coroutines only; not all of BlockDriver does. */
+static int fvd_call(BlockDriverState *bs, FvdJob *job, void *opaque)
+{
+    FvdCall call = {
+        .poll = {
+            .ctx = bdrv_get_aio_context(bs),
+            .in_progress = true,
+        },
+        .bs = bs,
+        .job = job,
+        .opaque = opaque,
+    };
+
+    call.poll.co = qemu_coroutine_create(fvd_call_entry, &call);
+    bdrv_poll_co(&call.poll);
+    return call.ret;
+}
+
+/* ------------------------------------------------------------ start and stop */
+
+static int fvd_error_to_qemu(int ret, const struct fvd_error *error,
+                             Error **errp)
+{
+    if (ret < 0) {
+        error_setg(errp, "%s", error->text);
+    }
+    return ret;
+}
+
+/*
+ * With BDRV_O_CHECK a damaged image must open, so that it can be judged, and
+ * nothing may be repaired that was not asked for. With BDRV_O_NO_IO nobody is
+ * going to read the disk, and the header says all that is asked.
+ */
+static FvdLife fvd_life_for_flags(int flags)
+{
+    if (flags & (BDRV_O_CHECK | BDRV_O_NO_IO)) {
+        return FVD_LOADED;
+    }
+    return (flags & BDRV_O_RDWR) && !(flags & BDRV_O_INACTIVE) ? FVD_WRITABLE
+                                                               : FVD_READ_ONLY;
+}
+
+/* A change of these is a change of the file below, by another program. */
+static void fvd_take_over_info(BlockDriverState *bs,
+                               const struct fvd_info *info)
+{
+    BDRVFvdState *s = bs->opaque;
+    const char *base = info->base_fully_prefetched ? "" : info->base_img;
+
+    s->virtual_size = info->virtual_size;
+    s->block_size = info->bitmap_size && !info->base_fully_prefetched
+                    ? info->block_size : 0;
+    bs->total_sectors = info->virtual_size / BDRV_SECTOR_SIZE;
+
+    if (!g_str_equal(base, bs->backing_file)) {
+        pstrcpy(bs->backing_file, sizeof(bs->backing_file), base);
+        pstrcpy(bs->auto_backing_file, sizeof(bs->auto_backing_file), base);
+    }
+    if (base[0]) {
+        pstrcpy(bs->backing_format, sizeof(bs->backing_format),
+                info->base_img_fmt[0] ? info->base_img_fmt : "raw");
+    }
+}
+
+static int coroutine_fn GRAPH_RDLOCK
+fvd_do_start(BlockDriverState *bs, FvdLife life, Error **errp)
+{
+    BDRVFvdState *s = bs->opaque;
+    bool writable = life == FVD_WRITABLE;
+    g_autofree struct fvd_info *info = g_new(struct fvd_info, 1);
+    struct fvd_error error;
+    int ret;
+
+    assert(s->life == FVD_LOADED);
+    if (life == FVD_LOADED) {
+        return 0;
+    }
+    ret = fvd_start(s->image, writable ? FVD_START_WRITABLE
+                                       : FVD_START_READ_ONLY, &error);
+    if (ret < 0) {
+        trace_fvd_start_failed(bs, writable, error.text);
+        return fvd_error_to_qemu(ret, &error, errp);
+    }
+    s->life = life;
+    fvd_get_info(s->image, info);
+    fvd_take_over_info(bs, info);
+    trace_fvd_start(bs, writable, info->clean_shutdown, info->journal_epoch,
+                    info->blocks_here, info->blocks);
     return 0;
 }
 
+static int coroutine_fn GRAPH_RDLOCK
+fvd_do_stop(BlockDriverState *bs, void *opaque)
+{
+    BDRVFvdState *s = bs->opaque;
+    int ret = fvd_stop(s->image);
+
+    s->life = FVD_LOADED;
+    trace_fvd_stop(bs, ret);
+    return ret;
+}
+
+typedef struct FvdRestart {
+    FvdLife life;
+    Error **errp;
+} FvdRestart;
+
+/* The node is drained, or nobody uses it. */
+static int coroutine_fn GRAPH_RDLOCK
+fvd_do_restart(BlockDriverState *bs, void *opaque)
+{
+    FvdRestart *restart = opaque;
+    int ret = fvd_do_stop(bs, NULL);
+
+    if (ret < 0) {
+        error_setg_errno(restart->errp, -ret,
+                         "Could not bring the image to a clean state");
+        /* What is durable can be recovered, and has to be. */
+        fvd_do_start(bs, FVD_READ_ONLY, NULL);
+        return ret;
+    }
+    ret = fvd_do_start(bs, restart->life, restart->errp);
+    if (ret < 0) {
+        fvd_do_start(bs, FVD_READ_ONLY, NULL);
+    }
+    return ret;
+}
+
+/* --------------------------------------------------------------- opening: data */
+
+static bool fvd_same_file(const char *a, const char *b)
+{
+    struct stat stat_a, stat_b;
+
+    return stat(a, &stat_a) == 0 && stat(b, &stat_b) == 0 &&
+           stat_a.st_dev == stat_b.st_dev && stat_a.st_ino == stat_b.st_ino;
+}
+
+/*
+ * The name comes from the image, which may be hostile: it is taken as the name
+ * of a regular file in the image's directory or below the root, whatever it
+ * looks like ("json:", "nbd:"), and not every file will do.
+ */
+static char * GRAPH_RDLOCK
+fvd_data_file_path(BlockDriverState *bs, const struct fvd_info *info,
+                   Error **errp)
+{
+    const char *image = bs->file->bs->exact_filename;
+    const char *name = info->data_file;
+    g_autofree char *dir = NULL;
+    g_autofree char *path = NULL;
+    g_autofree char *base = NULL;
+
+    if (name[0] == '/') {
+        path = g_strdup(name);
+    } else {
+        dir = bdrv_dirname(bs->file->bs, errp);
+        if (!dir) {
+            error_prepend(errp, "data_file '%s' is relative to the image: ",
+                          name);
+            return NULL;
+        }
+        path = g_strconcat(dir, name, NULL);
+    }
+
+    if (strstart(path, "/dev/", NULL)) {
+        error_setg(errp, "data_file '%s': an image cannot name a device; use "
+                   "the option '" FVD_RUNTIME_DATA_FILE "'", name);
+        return NULL;
+    }
+    if (fvd_same_file(path, image)) {
+        error_setg(errp, "data_file '%s' is the image itself", name);
+        return NULL;
+    }
+    base = bdrv_get_full_backing_filename_from_filename(image, info->base_img,
+                                                        NULL);
+    if (base && fvd_same_file(path, base)) {
+        error_setg(errp, "data_file '%s' is the base image, too", name);
+        return NULL;
+    }
+    return g_steal_pointer(&path);
+}
+
+/* Options to open the data file that the image names. */
+static int GRAPH_RDLOCK
+fvd_name_data_file(BlockDriverState *bs, const struct fvd_info *info,
+                   QDict *options, Error **errp)
+{
+    const char *format = info->data_file_fmt;
+    g_autofree char *path = fvd_data_file_path(bs, info, errp);
+    BlockDriver *drv;
+
+    if (!path) {
+        return -EINVAL;
+    }
+    if (format[0] == '\0' || g_str_equal(format, "raw")) {
+        qdict_put_str(options, FVD_RUNTIME_DATA_FILE ".driver", "file");
+        qdict_put_str(options, FVD_RUNTIME_DATA_FILE ".filename", path);
+        return 0;
+    }
+
+    drv = bdrv_find_format(format);
+    if (!drv || !drv->is_format || drv == bs->drv) {
+        error_setg(errp, "data_file_fmt '%s' is not a format for a data file",
+                   format);
+        return -EINVAL;
+    }
+    qdict_put_str(options, FVD_RUNTIME_DATA_FILE ".driver", format);
+    qdict_put_str(options, FVD_RUNTIME_DATA_FILE ".file.driver", "file");
+    qdict_put_str(options, FVD_RUNTIME_DATA_FILE ".file.filename", path);
+    return 0;
+}
+
+static bool fvd_has_data_file_option(const QDict *options)
+{
+    const QDictEntry *entry;
+
+    for (entry = qdict_first(options); entry;
+         entry = qdict_next(options, entry)) {
+        const char *rest;
+        if (strstart(qdict_entry_key(entry), FVD_RUNTIME_DATA_FILE, &rest) &&
+            (*rest == '\0' || *rest == '.')) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static int coroutine_fn GRAPH_RDLOCK
+fvd_open_data_file(BlockDriverState *bs, const struct fvd_info *info,
+                   QDict *options, int flags, Error **errp)
+{
+    BDRVFvdState *s = bs->opaque;
+    bool given = fvd_has_data_file_option(options);
+    int ret;
+
+    s->has_data_file = info->data_file[0] != '\0';
+    if (flags & BDRV_O_NO_IO) {
+        qdict_extract_subqdict(options, NULL, FVD_RUNTIME_DATA_FILE ".");
+        qdict_del(options, FVD_RUNTIME_DATA_FILE);
+        return 0;
+    }
+    if (!s->has_data_file) {
+        if (given) {
+            error_setg(errp, "'" FVD_RUNTIME_DATA_FILE "' can only be set for "
+                       "images that were created with a data file");
+            return -EINVAL;
+        }
+        return 0;
+    }
+    if (!given) {
+        ret = fvd_name_data_file(bs, info, options, errp);
+        if (ret < 0) {
+            return ret;
+        }
+    }
+
+    bdrv_graph_co_rdunlock();
+    s->data_file = bdrv_co_open_child(NULL, options, FVD_RUNTIME_DATA_FILE, bs,
+                                      &child_of_bds, BDRV_CHILD_DATA, false,
+                                      errp);
+    bdrv_graph_co_rdlock();
+    if (!s->data_file) {
+        error_prepend(errp, "Could not open the data file '%s': ",
+                      info->data_file);
+        return -EINVAL;
+    }
+
+    /* It holds nothing but metadata now; to ask for less cannot fail. */
+    bs->file->role &= ~BDRV_CHILD_DATA;
+    bdrv_child_refresh_perms(bs, bs->file, &error_abort);
+    return 0;
+}
+
+/* -------------------------------------------------------------------- opening */
+
+static int fvd_bdrv_probe(const uint8_t *buf, int buf_size,
+                          const char *filename)
+{
+    return fvd_probe(buf, buf_size);
+}
+
+static void fvd_warn_of_header(BlockDriverState *bs,
+                               const struct fvd_info *info)
+{
+    const char *name = bs->file->bs->filename;
+
+    if (info->add_storage_cmd[0]) {
+        warn_report("fvd image '%s' names a command that adds storage "
+                    "(add_storage_cmd); it is ignored", name);
+    }
+    if (info->base_img[0] && !info->base_img_fmt[0]) {
+        warn_report("fvd image '%s' does not say the format of its backing "
+                    "file; it is taken for 'raw'", name);
+    }
+}
+
+typedef struct FvdOpen {
+    QDict *options;
+    int flags;
+    Error **errp;
+} FvdOpen;
+
+static int coroutine_fn GRAPH_RDLOCK
+fvd_do_open(BlockDriverState *bs, void *opaque)
+{
+    BDRVFvdState *s = bs->opaque;
+    FvdOpen *open = opaque;
+    g_autofree struct fvd_info *info = g_new(struct fvd_info, 1);
+    struct fvd_error error;
+    int ret;
+
+    ret = fvd_load(&fvd_node_ops, s, &s->image, &error);
+    if (ret < 0) {
+        return fvd_error_to_qemu(ret, &error, open->errp);
+    }
+    fvd_get_info(s->image, info);
+    trace_fvd_load(bs, info->virtual_size, info->base_size, info->block_size,
+                   info->base_img, info->data_file);
+    fvd_warn_of_header(bs, info);
+    fvd_take_over_info(bs, info);
+
+    ret = fvd_open_data_file(bs, info, open->options, open->flags, open->errp);
+    if (ret == 0) {
+        ret = fvd_do_start(bs, fvd_life_for_flags(open->flags), open->errp);
+    }
+    if (ret < 0) {
+        if (s->data_file) {
+            bdrv_graph_co_rdunlock();
+            bdrv_co_unref_child(bs, s->data_file);
+            bdrv_graph_co_rdlock();
+        }
+        fvd_free(s->image);
+    }
+    return ret;
+}
+
+static int GRAPH_UNLOCKED
+fvd_open(BlockDriverState *bs, QDict *options, int flags, Error **errp)
+{
+    BDRVFvdState *s = bs->opaque;
+    FvdOpen open = { .options = options, .flags = flags, .errp = errp };
+    int ret;
+
+    /* First: to attach a child drains, and that reaches us already. */
+    fvd_node_host_init(s, bs);
+    ret = bdrv_open_file_child(NULL, options, "file", bs, errp);
+    if (ret == 0) {
+        ret = fvd_call(bs, fvd_do_open, &open);
+    }
+    if (ret < 0) {
+        fvd_node_host_destroy(s);
+        return ret;
+    }
+    bs->supported_write_flags = BDRV_REQ_FUA | BDRV_REQ_WRITE_UNCHANGED;
+    bs->supported_zero_flags = BDRV_REQ_FUA | BDRV_REQ_WRITE_UNCHANGED |
+                               BDRV_REQ_MAY_UNMAP | BDRV_REQ_NO_FALLBACK;
+    bs->supported_truncate_flags = BDRV_REQ_ZERO_WRITE;
+    return 0;
+}
+
+static void GRAPH_UNLOCKED fvd_close(BlockDriverState *bs)
+{
+    BDRVFvdState *s = bs->opaque;
+    int ret;
+
+    GLOBAL_STATE_CODE();
+
+    ret = fvd_call(bs, fvd_do_stop, NULL);
+    if (ret < 0) {
+        error_report("fvd image '%s' could not be closed cleanly (%s); it is "
+                     "recovered when it is opened again", bs->filename,
+                     strerror(-ret));
+    }
+    fvd_free(s->image);
+    s->image = NULL;
+    if (s->data_file) {
+        bdrv_graph_wrlock();
+        bdrv_unref_child(bs, s->data_file);
+        bdrv_graph_wrunlock();
+        s->data_file = NULL;
+    }
+    fvd_node_host_destroy(s);
+}
+
+/* ------------------------------------------------ reopening, hand-over, drain */
+
+static int GRAPH_UNLOCKED
+fvd_reopen_prepare(BDRVReopenState *state, BlockReopenQueue *queue,
+                   Error **errp)
+{
+    BDRVFvdState *s = state->bs->opaque;
+    FvdRestart restart = { .life = FVD_READ_ONLY, .errp = errp };
+
+    /* Everything that has to be written is written while that is allowed. */
+    if (s->life == FVD_WRITABLE && !(state->flags & BDRV_O_RDWR)) {
+        return fvd_call(state->bs, fvd_do_restart, &restart);
+    }
+    return 0;
+}
+
+/* Back to what the flags of the node say. */
+static void fvd_reopen_finish(BDRVReopenState *state)
+{
+    BlockDriverState *bs = state->bs;
+    BDRVFvdState *s = bs->opaque;
+    Error *local_err = NULL;
+    FvdRestart restart = {
+        .life = fvd_life_for_flags(bs->open_flags),
+        .errp = &local_err,
+    };
+
+    if (s->life == restart.life) {
+        return;
+    }
+    if (fvd_call(bs, fvd_do_restart, &restart) < 0) {
+        error_reportf_err(local_err, "fvd image '%s' stays read-only: ",
+                          bs->filename);
+    }
+}
+
+static void GRAPH_UNLOCKED fvd_reopen_commit_post(BDRVReopenState *state)
+{
+    fvd_reopen_finish(state);
+}
+
+static void GRAPH_UNLOCKED fvd_reopen_abort(BDRVReopenState *state)
+{
+    fvd_reopen_finish(state);
+}
+
+/*
+ * The image is left clean for whoever takes it over. It stays started, as it
+ * can happen that the hand-over fails after this and the guest goes on here;
+ * a started image is not written to before the next guest write.
+ */
+static int GRAPH_RDLOCK fvd_inactivate(BlockDriverState *bs)
+{
+    BDRVFvdState *s = bs->opaque;
+    Error *local_err = NULL;
+    FvdRestart restart = { .life = s->life, .errp = &local_err };
+    int ret;
+
+    if (s->life != FVD_WRITABLE) {
+        return 0;
+    }
+    bdrv_drained_begin(bs);
+    ret = fvd_call(bs, fvd_do_restart, &restart);
+    bdrv_drained_end(bs);
+    if (ret < 0) {
+        error_report_err(local_err);
+    }
+    return ret;
+}
+
+static void coroutine_fn GRAPH_RDLOCK
+fvd_co_invalidate_cache(BlockDriverState *bs, Error **errp)
+{
+    FvdRestart restart = {
+        .life = fvd_life_for_flags(bs->open_flags),
+        .errp = errp,
+    };
+
+    fvd_do_restart(bs, &restart);
+}
+
+static void fvd_attach_aio_context(BlockDriverState *bs,
+                                   AioContext *new_context)
+{
+    fvd_attach_timers(bs->opaque, new_context);
+}
+
+static void fvd_detach_aio_context(BlockDriverState *bs)
+{
+    fvd_detach_timers(bs->opaque);
+}
+
+/*
+ * A background commit that is due waits for the end of the section. Nothing is
+ * lost by that, and a drain need not wait for two flushes.
+ */
+static void fvd_drain_begin(BlockDriverState *bs)
+{
+    fvd_quiesce_timers(bs->opaque);
+}
+
+static void fvd_drain_end(BlockDriverState *bs)
+{
+    fvd_resume_timers(bs->opaque);
+}
+
+/* ------------------------------------------------------------- guest requests */
+
+static uint32_t fvd_flags_from_qemu(BdrvRequestFlags flags)
+{
+    uint32_t result = 0;
+
+    if (flags & BDRV_REQ_FUA) {
+        result |= FVD_REQ_FUA;
+    }
+    if (flags & BDRV_REQ_MAY_UNMAP) {
+        result |= FVD_REQ_MAY_UNMAP;
+    }
+    if (flags & BDRV_REQ_NO_FALLBACK) {
+        result |= FVD_REQ_NO_FALLBACK;
+    }
+    if (flags & BDRV_REQ_WRITE_UNCHANGED) {
+        result |= FVD_REQ_WRITE_UNCHANGED;
+    }
+    if (flags & BDRV_REQ_REGISTERED_BUF) {
+        result |= FVD_REQ_REGISTERED_BUF;
+    }
+    return result;
+}
+
+/* A parent that may resize us could write past the end. */
+static int fvd_check_write(BDRVFvdState *s, int64_t offset, int64_t bytes)
+{
+    if (s->life != FVD_WRITABLE) {
+        return -EIO;
+    }
+    return offset > s->virtual_size - bytes ? -ENOSPC : 0;
+}
+
+static int coroutine_fn GRAPH_RDLOCK
+fvd_co_preadv_part(BlockDriverState *bs, int64_t offset, int64_t bytes,
+                   QEMUIOVector *qiov, size_t qiov_offset,
+                   BdrvRequestFlags flags)
+{
+    BDRVFvdState *s = bs->opaque;
+
+    if (s->life == FVD_LOADED) {
+        return -EIO;
+    }
+    return fvd_read(s->image, offset, bytes, qiov, qiov_offset,
+                    fvd_flags_from_qemu(flags));
+}
+
+static int coroutine_fn GRAPH_RDLOCK
+fvd_co_pwritev_part(BlockDriverState *bs, int64_t offset, int64_t bytes,
+                    QEMUIOVector *qiov, size_t qiov_offset,
+                    BdrvRequestFlags flags)
+{
+    BDRVFvdState *s = bs->opaque;
+    int ret = fvd_check_write(s, offset, bytes);
+
+    return ret ?: fvd_write(s->image, offset, bytes, qiov, qiov_offset,
+                            fvd_flags_from_qemu(flags));
+}
+
+static int coroutine_fn GRAPH_RDLOCK
+fvd_co_pwrite_zeroes(BlockDriverState *bs, int64_t offset, int64_t bytes,
+                     BdrvRequestFlags flags)
+{
+    BDRVFvdState *s = bs->opaque;
+    int ret = fvd_check_write(s, offset, bytes);
+
+    return ret ?: fvd_write_zeroes(s->image, offset, bytes,
+                                   fvd_flags_from_qemu(flags));
+}
+
+static int coroutine_fn GRAPH_RDLOCK
+fvd_co_pdiscard(BlockDriverState *bs, int64_t offset, int64_t bytes)
+{
+    BDRVFvdState *s = bs->opaque;
+    int ret = fvd_check_write(s, offset, bytes);
+
+    return ret ?: fvd_discard(s->image, offset, bytes);
+}
+
+/*
+ * All layers with one function: the core alone knows which file has to be
+ * flushed before which.
+ */
+static int coroutine_fn GRAPH_RDLOCK fvd_co_flush(BlockDriverState *bs)
+{
+    BDRVFvdState *s = bs->opaque;
+
+    BLKDBG_CO_EVENT(bs->file, BLKDBG_FLUSH_TO_OS);
+    return s->life == FVD_WRITABLE ? fvd_flush(s->image) : 0;
+}
+
+static int coroutine_fn GRAPH_RDLOCK
+fvd_co_block_status(BlockDriverState *bs, bool want_zero, int64_t offset,
+                    int64_t bytes, int64_t *pnum, int64_t *map,
+                    BlockDriverState **file)
+{
+    BDRVFvdState *s = bs->opaque;
+    enum fvd_place place;
+    uint64_t run, data_offset;
+
+    if (s->life == FVD_LOADED) {
+        return -EIO;
+    }
+    fvd_where(s->image, offset, bytes, &place, &run, &data_offset);
+    *pnum = run;
+    if (place == FVD_PLACE_BASE) {
+        return 0;
+    }
+    *map = data_offset;
+    *file = s->has_data_file ? s->data_file->bs : bs->file->bs;
+    /* Holes in the data read as zeros; the file below knows where they are. */
+    return BDRV_BLOCK_DATA | BDRV_BLOCK_OFFSET_VALID | BDRV_BLOCK_RECURSE;
+}
+
+/* ---------------------------------------------------------------- properties */
+
+static void GRAPH_RDLOCK fvd_refresh_limits(BlockDriverState *bs, Error **errp)
+{
+    BDRVFvdState *s = bs->opaque;
+
+    if (s->block_size == 0) {
+        return;
+    }
+    bs->bl.pwrite_zeroes_alignment = s->block_size;
+    bs->bl.pdiscard_alignment = s->block_size;
+    /*
+     * A first write also writes what it copies of its first and last block,
+     * in one request, which must not become too long for the layer below.
+     */
+    bs->bl.max_transfer =
+        MIN_NON_ZERO(bs->bl.max_transfer,
+                     QEMU_ALIGN_DOWN(BDRV_REQUEST_MAX_BYTES, s->block_size) -
+                     2 * s->block_size);
+}
+
+/* What was never written reads as zeros exactly where the data lies so. */
+static int GRAPH_RDLOCK fvd_has_zero_init(BlockDriverState *bs)
+{
+    BDRVFvdState *s = bs->opaque;
+
+    if (s->has_data_file) {
+        return s->data_file ? bdrv_has_zero_init(s->data_file->bs) : 0;
+    }
+    return bdrv_has_zero_init(bs->file->bs);
+}
+
+static int64_t coroutine_fn fvd_co_getlength(BlockDriverState *bs)
+{
+    BDRVFvdState *s = bs->opaque;
+
+    return s->virtual_size;
+}
+
+static int coroutine_fn GRAPH_RDLOCK
+fvd_co_truncate(BlockDriverState *bs, int64_t offset, bool exact,
+                PreallocMode prealloc, BdrvRequestFlags flags, Error **errp)
+{
+    BDRVFvdState *s = bs->opaque;
+
+    if (offset == s->virtual_size && prealloc == PREALLOC_MODE_OFF) {
+        return 0;
+    }
+    error_setg(errp, "Resizing fvd images is not supported yet (the disk has "
+               "%" PRId64 " bytes, %" PRId64 " were asked for)",
+               s->virtual_size, offset);
+    return -ENOTSUP;
+}
+
+/* The block layer calculates with powers of two where it asks for clusters. */
+static int coroutine_fn GRAPH_RDLOCK
+fvd_co_get_info(BlockDriverState *bs, BlockDriverInfo *bdi)
+{
+    BDRVFvdState *s = bs->opaque;
+
+    bdi->cluster_size = is_power_of_2(s->block_size) ? s->block_size : 0;
+    bdi->is_dirty = !fvd_is_clean(s->image);
+    return 0;
+}
+
+static char *fvd_hex(const uint8_t *bytes, size_t length)
+{
+    GString *hex = g_string_new(NULL);
+
+    for (size_t i = 0; i < length; i++) {
+        g_string_append_printf(hex, "%02x", bytes[i]);
+    }
+    return g_string_free(hex, false);
+}
+
+static char *fvd_text_or_null(const char *text)
+{
+    return text[0] ? g_strdup(text) : NULL;
+}
+
+static ImageInfoSpecific * GRAPH_RDLOCK
+fvd_get_specific_info(BlockDriverState *bs, Error **errp)
+{
+    BDRVFvdState *s = bs->opaque;
+    g_autofree struct fvd_info *info = g_new(struct fvd_info, 1);
+    ImageInfoSpecificFvd *fvd = g_new0(ImageInfoSpecificFvd, 1);
+    ImageInfoSpecific *result = g_new0(ImageInfoSpecific, 1);
+
+    fvd_get_info(s->image, info);
+    *fvd = (ImageInfoSpecificFvd) {
+        .format_version = info->format_version,
+        .block_size = info->block_size,
+        .base_size = info->base_size,
+        .data_file = fvd_text_or_null(info->data_file),
+        .data_offset = info->data_offset,
+        .journal_size = info->journal_size,
+        .journal_unit = info->journal_unit,
+        .journal_epoch = info->journal_epoch,
+        .clean_shutdown = info->clean_shutdown,
+        .base_fully_prefetched = info->base_fully_prefetched,
+        .has_blocks_in_image = info->started && info->blocks != 0,
+        .blocks_in_image = info->blocks_here,
+        .has_blocks_in_base = info->started && info->blocks != 0,
+        .blocks_in_base = info->blocks - info->blocks_here,
+        .image_id = fvd_hex(info->image_id, sizeof(info->image_id)),
+        .add_storage_cmd = fvd_text_or_null(info->add_storage_cmd),
+        .incompatible_features = info->incompatible_features,
+        .compatible_features = info->compatible_features,
+        .autoclear_features = info->autoclear_features,
+        .condition = info->condition == FVD_CONDITION_FAILED
+                     ? FVD_IMAGE_CONDITION_FAILED
+                     : FVD_IMAGE_CONDITION_HEALTHY,
+    };
+    if (fvd->data_file) {
+        fvd->data_file_format = g_strdup(info->data_file_fmt[0]
+                                         ? info->data_file_fmt : "raw");
+    }
+    result->type = IMAGE_INFO_SPECIFIC_KIND_FVD;
+    result->u.fvd.data = fvd;
+    return result;
+}
+
+/* ---------------------------------------------------------------- management */
+
+static int coroutine_fn GRAPH_RDLOCK
+fvd_do_make_empty(BlockDriverState *bs, void *opaque)
+{
+    BDRVFvdState *s = bs->opaque;
+
+    return s->life == FVD_WRITABLE ? fvd_make_empty(s->image) : -EPERM;
+}
+
+static int GRAPH_RDLOCK fvd_bdrv_make_empty(BlockDriverState *bs)
+{
+    int ret;
+
+    bdrv_drained_begin(bs);
+    ret = fvd_call(bs, fvd_do_make_empty, NULL);
+    bdrv_drained_end(bs);
+    return ret;
+}
+
+static int coroutine_fn GRAPH_RDLOCK
+fvd_co_change_backing_file(BlockDriverState *bs, const char *backing_file,
+                           const char *backing_fmt)
+{
+    BDRVFvdState *s = bs->opaque;
+    struct fvd_error error;
+    int ret;
+
+    if (s->life != FVD_WRITABLE) {
+        return -EPERM;
+    }
+    bdrv_drained_begin(bs);
+    ret = fvd_set_base(s->image, backing_file ?: "", backing_fmt ?: "", &error);
+    bdrv_drained_end(bs);
+    if (ret < 0) {
+        error_report("fvd image '%s': %s", bs->filename, error.text);
+    }
+    return ret;
+}
+
+/* Findings are told to the user of the check, one sentence each. */
+static int coroutine_fn GRAPH_RDLOCK
+fvd_do_check(BlockDriverState *bs, BdrvCheckResult *result, BdrvCheckMode fix)
+{
+    BDRVFvdState *s = bs->opaque;
+    struct fvd_check_result found = { 0 };
+    struct fvd_error error;
+    int ret;
+
+    s->report_findings = true;
+    ret = fvd_check(&fvd_node_ops, s,
+                    (fix & BDRV_FIX_LEAKS ? FVD_FIX_LEAKS : 0) |
+                    (fix & BDRV_FIX_ERRORS ? FVD_FIX_ERRORS : 0),
+                    &found, &error);
+    s->report_findings = false;
+    if (ret < 0) {
+        error_report("%s", error.text);
+    }
+    result->corruptions = found.corruptions;
+    result->leaks = found.leaks;
+    result->check_errors = found.check_errors;
+    result->corruptions_fixed = found.corruptions_fixed;
+    result->leaks_fixed = found.leaks_fixed;
+    result->image_end_offset = found.image_end_offset;
+    result->bfi.total_clusters = found.blocks;
+    result->bfi.allocated_clusters = found.blocks_here;
+    return ret;
+}
+
+/* Judged is what is on disk, so an image that is in use is stopped for it. */
+static int coroutine_fn GRAPH_RDLOCK
+fvd_co_check(BlockDriverState *bs, BdrvCheckResult *result, BdrvCheckMode fix)
+{
+    BDRVFvdState *s = bs->opaque;
+    FvdLife life = s->life;
+    Error *local_err = NULL;
+    int ret;
+
+    if (life == FVD_LOADED) {
+        return fvd_do_check(bs, result, fix);
+    }
+    bdrv_drained_begin(bs);
+    ret = fvd_do_stop(bs, NULL);
+    if (ret == 0) {
+        ret = fvd_do_check(bs, result, fix);
+    }
+    if (fvd_do_start(bs, life, &local_err) < 0) {
+        error_report_err(local_err);
+    }
+    bdrv_drained_end(bs);
+    return ret;
+}
+
+/* --------------------------------------------------------------------- driver */
+
+static const char *const fvd_strong_runtime_opts[] = {
+    FVD_RUNTIME_DATA_FILE,
+    FVD_RUNTIME_DATA_FILE ".",
+    NULL
+};
+
+/* The data file cannot be changed by a reopen, and there is nothing else. */
+static const char *const fvd_mutable_opts[] = { NULL };
+
 static BlockDriver bdrv_fvd = {
-    .format_name = "fvd",
-    .is_format = true,
-    .bdrv_probe = fvd_bdrv_probe,
+    .format_name                = "fvd",
+    .instance_size              = sizeof(BDRVFvdState),
+    .is_format                  = true,
+    .supports_backing           = true,
+    .create_opts                = &fvd_create_opts,
+    .mutable_opts               = fvd_mutable_opts,
+    .strong_runtime_opts        = fvd_strong_runtime_opts,
+
+    .bdrv_probe                 = fvd_bdrv_probe,
+    .bdrv_open                  = fvd_open,
+    .bdrv_close                 = fvd_close,
+    .bdrv_reopen_prepare        = fvd_reopen_prepare,
+    .bdrv_reopen_commit_post    = fvd_reopen_commit_post,
+    .bdrv_reopen_abort          = fvd_reopen_abort,
+    .bdrv_child_perm            = bdrv_default_perms,
+    .bdrv_inactivate            = fvd_inactivate,
+    .bdrv_co_invalidate_cache   = fvd_co_invalidate_cache,
+    .bdrv_attach_aio_context    = fvd_attach_aio_context,
+    .bdrv_detach_aio_context    = fvd_detach_aio_context,
+    .bdrv_drain_begin           = fvd_drain_begin,
+    .bdrv_drain_end             = fvd_drain_end,
+
+    .bdrv_co_preadv_part        = fvd_co_preadv_part,
+    .bdrv_co_pwritev_part       = fvd_co_pwritev_part,
+    .bdrv_co_pwrite_zeroes      = fvd_co_pwrite_zeroes,
+    .bdrv_co_pdiscard           = fvd_co_pdiscard,
+    .bdrv_co_flush              = fvd_co_flush,
+    .bdrv_co_block_status       = fvd_co_block_status,
+
+    .bdrv_refresh_limits        = fvd_refresh_limits,
+    .bdrv_has_zero_init         = fvd_has_zero_init,
+    .bdrv_co_getlength          = fvd_co_getlength,
+    .bdrv_co_truncate           = fvd_co_truncate,
+    .bdrv_co_get_info           = fvd_co_get_info,
+    .bdrv_get_specific_info     = fvd_get_specific_info,
+
+    .bdrv_make_empty            = fvd_bdrv_make_empty,
+    .bdrv_co_change_backing_file = fvd_co_change_backing_file,
+    .bdrv_co_check              = fvd_co_check,
+    .bdrv_co_create             = fvd_co_create,
+    .bdrv_co_create_opts        = fvd_co_create_opts,
+    .bdrv_measure               = fvd_measure_image,
 };
 
 static void bdrv_fvd_init(void)

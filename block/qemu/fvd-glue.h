@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What the parts of the glue share. The glue translates between QEMU's block
+ * layer and FVD's core (fvd/fvd.h) and decides nothing that the core could.
+ */
+#ifndef BLOCK_FVD_GLUE_H
+#define BLOCK_FVD_GLUE_H
+
+#include "block/block_int.h"
+#include "qemu/queue.h"
+#include "qemu/thread.h"
+#include "qemu/timer.h"
+#include "fvd/fvd.h"
+
+#define FVD_OPT_DATA_FILE_FMT      "data_file_fmt"
+#define FVD_OPT_BLOCK_SIZE         "block_size"
+#define FVD_OPT_JOURNAL_SIZE       "journal_size"
+#define FVD_OPT_JOURNAL_UNIT       "journal_unit"
+#define FVD_OPT_DETECT_SPARSE_HOLE "detect_sparse_hole"
+
+typedef struct FvdParkedTask FvdParkedTask;
+
+/*
+ * The core's mutex and the tasks that sleep until another task wakes them.
+ * First member of everything that is handed to the core as its host.
+ */
+typedef struct FvdTasks {
+    QemuMutex lock;
+    QTAILQ_HEAD(, FvdParkedTask) parked;
+} FvdTasks;
+
+void fvd_tasks_init(FvdTasks *tasks);
+void fvd_tasks_destroy(FvdTasks *tasks);
+
+/* The part of fvd_host_ops that needs no files. */
+void fvd_tasks_lock(void *host);
+void fvd_tasks_unlock(void *host);
+void *fvd_tasks_current(void *host);
+void coroutine_fn fvd_tasks_park(void *host);
+void fvd_tasks_wake(void *host, void *task);
+void fvd_host_random(void *host, void *bytes, size_t length);
+void fvd_host_release(void *host, void *memory);
+void fvd_host_fill_guest_zero(void *host, void *guest, uint64_t guest_offset,
+                              uint64_t length);
+
+/* A list of slices as one QEMUIOVector. */
+void fvd_qiov_from_slices(QEMUIOVector *qiov, const struct fvd_slice *slices,
+                          size_t count);
+BdrvRequestFlags fvd_flags_to_qemu(uint32_t flags);
+PreallocMode fvd_prealloc_mode(enum fvd_preallocation mode);
+/* What the block layer says of a piece of a file, as extent() wants it. */
+int fvd_extent_from_status(int status, int64_t count, uint64_t length,
+                           bool *zero, uint64_t *run);
+
+typedef struct BDRVFvdState BDRVFvdState;
+
+typedef struct FvdTimer {
+    BDRVFvdState *s;
+    enum fvd_timer which;
+    QEMUTimer *timer;
+    int64_t deadline; /* in ns of FVD_CLOCK; negative: not armed */
+} FvdTimer;
+
+/*
+ * The clock stands still while the VM is stopped, so an image is not written
+ * to while its VM waits for being migrated.
+ */
+#define FVD_CLOCK QEMU_CLOCK_VIRTUAL
+
+typedef enum FvdLife {
+    FVD_LOADED,    /* the header only: qemu-img info and check */
+    FVD_READ_ONLY,
+    FVD_WRITABLE,
+} FvdLife;
+
+struct BDRVFvdState {
+    FvdTasks tasks;
+    BlockDriverState *bs;
+    fvd_image *image;
+    FvdLife life;
+
+    /*
+     * A data file of its own holds the guest's data, else bs->file does. It is
+     * not opened for qemu-img info: that shall touch no file but the image.
+     */
+    bool has_data_file;
+    BdrvChild *data_file;
+
+    /* From the header, for those who ask often. */
+    int64_t virtual_size;
+    uint32_t block_size; /* 0: no block can come from the backing file */
+
+    /* Guarded by tasks.lock. */
+    FvdTimer timers[FVD_TIMER_COUNT];
+    bool quiesced; /* armed timers wait for the end of the drained section */
+
+    bool report_findings; /* in a check: warn() speaks to its user */
+};
+
+/* Host of an open image: its children, its AioContext. */
+extern const struct fvd_host_ops fvd_node_ops;
+
+void fvd_node_host_init(BDRVFvdState *s, BlockDriverState *bs);
+void fvd_node_host_destroy(BDRVFvdState *s);
+void fvd_attach_timers(BDRVFvdState *s, AioContext *context);
+void fvd_detach_timers(BDRVFvdState *s);
+void fvd_quiesce_timers(BDRVFvdState *s);
+void fvd_resume_timers(BDRVFvdState *s);
+
+/* fvd-create.c */
+extern QemuOptsList fvd_create_opts;
+
+int coroutine_fn GRAPH_UNLOCKED
+fvd_co_create(BlockdevCreateOptions *options, Error **errp);
+int coroutine_fn GRAPH_UNLOCKED
+fvd_co_create_opts(BlockDriver *drv, const char *filename, QemuOpts *opts,
+                   Error **errp);
+BlockMeasureInfo *fvd_measure_image(QemuOpts *opts, BlockDriverState *in_bs,
+                                    Error **errp);
+
+#endif /* BLOCK_FVD_GLUE_H */
