@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A storage daemon, and the monitor through which it is led."""
+
+import json
+import subprocess
+import time
+
+import nbd
+from support import COMMAND_SECONDS, limited, program
+
+
+class QmpError(Exception):
+    """An error that the monitor answered."""
+
+
+class Monitor:
+    def __init__(self, path, record, patience=COMMAND_SECONDS):
+        self.record = record
+        self.patience = patience
+        self.socket = nbd.connect(path, 20)
+        self.socket.settimeout(patience)
+        self.lines = self.socket.makefile("r", encoding="utf-8")
+        self.events = []
+        self._next()  # the greeting
+        self.command("qmp_capabilities")
+
+    def _next(self):
+        line = self.lines.readline()
+        if not line:
+            raise ConnectionResetError("the monitor went away")
+        return json.loads(line)
+
+    def command(self, name, /, **arguments):
+        """Underscores in argument names stand for dashes. Returns what the monitor returns."""
+        self.send(name, {key.replace("_", "-"): value for key, value in arguments.items()})
+        return self.answer()
+
+    def send(self, name, arguments):
+        """Without waiting; answer() must follow."""
+        request = {"execute": name, "arguments": arguments}
+        self.record.append("-> " + json.dumps(request))
+        self.socket.sendall(json.dumps(request).encode() + b"\n")
+
+    def answer(self):
+        while True:
+            answer = self._next()
+            if "event" in answer:
+                self.events.append(answer)
+                continue
+            self.record.append("<- " + json.dumps(answer)[:1000])
+            if "error" in answer:
+                raise QmpError(answer["error"]["desc"])
+            return answer["return"]
+
+    def wait(self, name, **fields):
+        """The first event of this name whose data has these fields; earlier ones are kept."""
+        deadline = time.monotonic() + self.patience
+        while time.monotonic() < deadline:
+            for event in self.events:
+                data = event.get("data", {})
+                if event["event"] == name and all(data.get(key) == value
+                                                  for key, value in fields.items()):
+                    self.events.remove(event)
+                    self.record.append("<- " + json.dumps(event)[:1000])
+                    return data
+            answer = self._next()
+            if "event" in answer:
+                self.events.append(answer)
+        raise TimeoutError(f"no event {name} {fields}")
+
+    def finish_job(self, job):
+        """Wait for a block job's end; its error is raised."""
+        data = self.wait("BLOCK_JOB_COMPLETED", device=job)
+        if "error" in data:
+            raise QmpError(data["error"])
+
+    def run_create_job(self, job, options):
+        """blockdev-create is a job that waits to be dismissed."""
+        self.command("blockdev-create", job_id=job, options=options)
+        self.wait("JOB_STATUS_CHANGE", id=job, status="concluded")
+        error = next(entry.get("error") for entry in self.command("query-jobs")
+                     if entry["id"] == job)
+        self.command("job-dismiss", id=job)
+        if error:
+            raise QmpError(error)
+
+
+class Daemon:
+    """qemu-storage-daemon with a monitor; ended with the test."""
+
+    def __init__(self, test, *options, name="daemon", strace=()):
+        self.test = test
+        self.path = f"{name}.qmp"
+        self.log = open(f"{name}.log", "w+")
+        test.addCleanup(self.log.close)
+        command = [*strace, program("qemu-storage-daemon"),
+                   "--chardev", f"socket,id=mon,path={self.path},server=on,wait=off",
+                   "--monitor", "chardev=mon", *options]
+        test.record.append("$ " + " ".join(command))
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.log,
+                                        stderr=subprocess.STDOUT, preexec_fn=limited(0))
+        test.addCleanup(self.kill)
+        try:
+            self.monitor = Monitor(self.path, test.record)
+        except (OSError, ValueError):
+            test.record.append(self.output())
+            raise
+
+    def command(self, name, /, **arguments):
+        return self.monitor.command(name, **arguments)
+
+    def output(self):
+        self.log.seek(0)
+        return self.log.read()
+
+    def export(self, node, socket="nbd.sock", name="disk", writable=True, **more):
+        """Serve a node by NBD; returns a client's connection."""
+        self.command("nbd-server-start", addr={"type": "unix", "data": {"path": socket}},
+                     max_connections=16)
+        self.command("block-export-add", type="nbd", id=f"export-{node}", node_name=node,
+                     name=name, writable=writable, **more)
+        return nbd.Client(socket, name)
+
+    def quit(self):
+        """An orderly end; anything but exit code 0 fails the test."""
+        self.command("quit")
+        code = self.process.wait(COMMAND_SECONDS)
+        self.test.record.append(self.output())
+        self.test.assertEqual(code, 0, "exit code of the storage daemon")
+
+    def kill(self):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+
+def file_node(path, **more):
+    return {"driver": "file", "filename": str(path), **more}
+
+
+def image_node(path, node, fmt, **more):
+    """blockdev-add arguments of an image in a file."""
+    return {"driver": fmt, "node_name": node, "file": file_node(path), **more}
+
+
+def serve(test, image, fmt, *, name="daemon", socket="nbd.sock", cache=None, aio=None,
+          iothread=False, **more):
+    """A daemon that exports one image; returns it and a connection."""
+    options = ["--object", "iothread,id=io0"] if iothread else []
+    daemon = Daemon(test, *options, name=name)
+    protocol = file_node(image)
+    if cache == "none":
+        protocol["cache"] = {"direct": True}
+    if aio:
+        protocol["aio"] = aio
+    daemon.command("blockdev-add", driver=fmt, node_name="disk0", file=protocol, **more)
+    client = daemon.export("disk0", socket, **({"iothread": "io0"} if iothread else {}))
+    return daemon, client
