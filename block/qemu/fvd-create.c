@@ -19,7 +19,7 @@
 #include "fvd-glue.h"
 #include "trace.h"
 
-/* ------------------------------------------------------------------------ host */
+/* -------------------------------------------------------------------- host */
 
 /* Nobody else knows the files yet, so they are reached by BlockBackends. */
 typedef struct FvdCreateHost {
@@ -182,7 +182,7 @@ static const struct fvd_host_ops fvd_blk_ops = {
     .random = fvd_host_random,
 };
 
-/* ------------------------------------------------------------------------ base */
+/* -------------------------------------------------------------------- base */
 
 /*
  * Does somebody in this process write to the file? It is locked then, too, but
@@ -222,7 +222,7 @@ fvd_open_quiet_base(const char *image, const char *base, const char *format)
     return blk_co_new_open(path, NULL, options, BDRV_O_NO_SHARE, NULL);
 }
 
-/* ------------------------------------------------------------------ format layer */
+/* ------------------------------------------------------------ format layer */
 
 static int fvd_preallocation_from_qemu(PreallocMode mode,
                                        enum fvd_preallocation *result,
@@ -339,6 +339,12 @@ fvd_do_create(const BlockdevCreateOptionsFvd *fvd, const char *data_name,
         if (ret < 0) {
             goto out;
         }
+        if (blk_bs(host.blk[FVD_FILE_DATA]) ==
+            blk_bs(host.blk[FVD_FILE_IMAGE])) {
+            error_setg(errp, "'file' and 'data-file' are one node");
+            ret = -EINVAL;
+            goto out;
+        }
         recorded = fvd_recorded_name(blk_bs(host.blk[FVD_FILE_DATA]));
         options.data_file = data_name ?: recorded;
         options.data_file_fmt =
@@ -377,18 +383,37 @@ int coroutine_fn fvd_co_create(BlockdevCreateOptions *options, Error **errp)
     return fvd_do_create(&options->u.fvd, NULL, errp);
 }
 
-/* ---------------------------------------------------------------- protocol layer */
+/* ---------------------------------------------------------- protocol layer */
 
-/* A data file that is being created is relative to the image, as a base is. */
+/*
+ * A data file that is being created is relative to the image, as a base is. It
+ * is about to be emptied, so it had better be none of the others.
+ */
 static char *fvd_new_data_file_path(const char *image, const char *name,
-                                    Error **errp)
+                                    const char *base, Error **errp)
 {
+    g_autofree char *path = NULL;
+    g_autofree char *base_path = NULL;
+
     if (path_has_protocol(name)) {
         error_setg(errp, "data_file '%s' must be a plain file name: what an "
                    "image says is never taken for a protocol", name);
         return NULL;
     }
-    return bdrv_get_full_backing_filename_from_filename(image, name, errp);
+    path = bdrv_get_full_backing_filename_from_filename(image, name, errp);
+    if (!path) {
+        return NULL;
+    }
+    if (fvd_same_file(path, image)) {
+        error_setg(errp, "data_file '%s' is the image itself", name);
+        return NULL;
+    }
+    base_path = bdrv_get_full_backing_filename_from_filename(image, base, NULL);
+    if (base_path && fvd_same_file(path, base_path)) {
+        error_setg(errp, "data_file '%s' is the base image, too", name);
+        return NULL;
+    }
+    return g_steal_pointer(&path);
 }
 
 /*
@@ -401,7 +426,8 @@ fvd_co_create_data_file(const char *image, const char *name, QDict *qdict,
 {
     g_autofree char *format =
         g_strdup(qdict_get_try_str(qdict, FVD_OPT_DATA_FILE_FMT) ?: "raw");
-    g_autofree char *path = fvd_new_data_file_path(image, name, errp);
+    const char *base = qdict_get_try_str(qdict, BLOCK_OPT_BACKING_FILE) ?: "";
+    g_autofree char *path = fvd_new_data_file_path(image, name, base, errp);
     bool raw = g_str_equal(format, "raw");
     QDict *open_options = NULL;
     BlockDriverState *bs;
@@ -580,7 +606,7 @@ QemuOptsList fvd_create_opts = {
     }
 };
 
-/* --------------------------------------------------------------------- measuring */
+/* --------------------------------------------------------------- measuring */
 
 /* Bytes of @bs that would have to be written to a new image. */
 static int64_t GRAPH_RDLOCK fvd_count_data(BlockDriverState *bs, int64_t size,

@@ -62,10 +62,11 @@ typedef struct FvdTimer {
 } FvdTimer;
 
 /*
- * The clock stands still while the VM is stopped, so an image is not written
- * to while its VM waits for being migrated.
+ * The virtual clock, which stops with the VM, does not run at all in qemu-nbd
+ * and qemu-storage-daemon. An image that was handed over to another process is
+ * not written to all the same: inactivation leaves nothing to be committed.
  */
-#define FVD_CLOCK QEMU_CLOCK_VIRTUAL
+#define FVD_CLOCK QEMU_CLOCK_REALTIME
 
 typedef enum FvdLife {
     FVD_LOADED,    /* the header only: qemu-img info and check */
@@ -106,6 +107,9 @@ void fvd_attach_timers(BDRVFvdState *s, AioContext *context);
 void fvd_detach_timers(BDRVFvdState *s);
 void fvd_quiesce_timers(BDRVFvdState *s);
 void fvd_resume_timers(BDRVFvdState *s);
+
+/* By whatever names: one file. */
+bool fvd_same_file(const char *a, const char *b);
 
 /* fvd-create.c */
 extern QemuOptsList fvd_create_opts;

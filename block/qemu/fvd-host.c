@@ -16,7 +16,7 @@
 #include "fvd-glue.h"
 #include "trace.h"
 
-/* ------------------------------------------------------------------ tasks */
+/* ------------------------------------------------------------------- tasks */
 
 struct FvdParkedTask {
     Coroutine *co;
@@ -96,7 +96,7 @@ void fvd_tasks_wake(void *host, void *task)
     }
 }
 
-/* ----------------------------------------------------------------- memory */
+/* ------------------------------------------------------------------ memory */
 
 void fvd_host_release(void *host, void *memory)
 {
@@ -185,7 +185,7 @@ BdrvRequestFlags fvd_flags_to_qemu(uint32_t flags)
 }
 
 /* NULL for a base where there is none, and for a data file left alone. */
-static BdrvChild *fvd_child(BDRVFvdState *s, enum fvd_file file)
+static BdrvChild * GRAPH_RDLOCK fvd_child(BDRVFvdState *s, enum fvd_file file)
 {
     switch (file) {
     case FVD_FILE_IMAGE:
@@ -199,7 +199,8 @@ static BdrvChild *fvd_child(BDRVFvdState *s, enum fvd_file file)
 }
 
 /* The child for everything but reads and questions. */
-static BdrvChild *fvd_writable_child(BDRVFvdState *s, enum fvd_file file)
+static BdrvChild * GRAPH_RDLOCK
+fvd_writable_child(BDRVFvdState *s, enum fvd_file file)
 {
     assert(file != FVD_FILE_BASE);
     return fvd_child(s, file);
@@ -220,7 +221,7 @@ static void * GRAPH_RDLOCK fvd_node_allocate(void *host, size_t size)
     return qemu_try_memalign(MAX(alignment, 4096), MAX(size, 1));
 }
 
-/* -------------------------------------------------------------------- I/O */
+/* --------------------------------------------------------------------- I/O */
 
 static int coroutine_fn GRAPH_RDLOCK
 fvd_transfer(BdrvChild *child, bool write, uint64_t offset, QEMUIOVector *qiov,
@@ -410,7 +411,7 @@ static bool fvd_node_has_zero_init(void *host, enum fvd_file file)
     return false;
 }
 
-/* ----------------------------------------------------------------- timers */
+/* ------------------------------------------------------------------ timers */
 
 static void coroutine_fn fvd_timer_entry(void *opaque)
 {
@@ -519,7 +520,7 @@ void fvd_detach_timers(BDRVFvdState *s)
     }
 }
 
-/* ---------------------------------------------------------- announcements */
+/* ----------------------------------------------------------- announcements */
 
 /*
  * Steps of the core and the events of the blkdebug driver that stand for
@@ -594,7 +595,7 @@ static void GRAPH_RDLOCK fvd_node_warn(void *host, const char *sentence)
     }
 }
 
-/* ------------------------------------------------------------------ table */
+/* ------------------------------------------------------------------- table */
 
 void fvd_node_host_init(BDRVFvdState *s, BlockDriverState *bs)
 {

@@ -24,15 +24,14 @@
 
 #define FVD_RUNTIME_DATA_FILE "data-file"
 
-/* ------------------------------------------------- calls from the main loop */
+/* ------------------------------------------------ calls from the main loop */
 
-typedef int coroutine_fn GRAPH_RDLOCK_PTR FvdJob(BlockDriverState *bs,
-                                                 void *opaque);
+typedef int coroutine_fn FvdJob(BlockDriverState *bs, void *opaque);
 
 typedef struct FvdCall {
     BdrvPollCo poll;
     BlockDriverState *bs;
-    FvdJob *job;
+    FvdJob * GRAPH_RDLOCK_PTR job;
     void *opaque;
     int ret;
 } FvdCall;
@@ -66,7 +65,7 @@ static int fvd_call(BlockDriverState *bs, FvdJob *job, void *opaque)
     return call.ret;
 }
 
-/* ------------------------------------------------------------ start and stop */
+/* ---------------------------------------------------------- start and stop */
 
 static int fvd_error_to_qemu(int ret, const struct fvd_error *error,
                              Error **errp)
@@ -156,7 +155,13 @@ typedef struct FvdRestart {
     Error **errp;
 } FvdRestart;
 
-/* The node is drained, or nobody uses it. */
+/*
+ * The node is drained, or nobody uses it.
+ *
+ * When not all could be written, the image stays stopped, and every request
+ * fails: what a guest was told is written must not turn into what was there
+ * before while it looks.
+ */
 static int coroutine_fn GRAPH_RDLOCK
 fvd_do_restart(BlockDriverState *bs, void *opaque)
 {
@@ -166,8 +171,6 @@ fvd_do_restart(BlockDriverState *bs, void *opaque)
     if (ret < 0) {
         error_setg_errno(restart->errp, -ret,
                          "Could not bring the image to a clean state");
-        /* What is durable can be recovered, and has to be. */
-        fvd_do_start(bs, FVD_READ_ONLY, NULL);
         return ret;
     }
     ret = fvd_do_start(bs, restart->life, restart->errp);
@@ -177,14 +180,23 @@ fvd_do_restart(BlockDriverState *bs, void *opaque)
     return ret;
 }
 
-/* --------------------------------------------------------------- opening: data */
+/* ----------------------------------------------------------- opening: data */
 
-static bool fvd_same_file(const char *a, const char *b)
+bool fvd_same_file(const char *a, const char *b)
 {
     struct stat stat_a, stat_b;
 
     return stat(a, &stat_a) == 0 && stat(b, &stat_b) == 0 &&
            stat_a.st_dev == stat_b.st_dev && stat_a.st_ino == stat_b.st_ino;
+}
+
+/* Is it a file that an image may name? Not a device, not a monitor's fd set. */
+static bool fvd_may_be_named(const char *path)
+{
+    struct stat status;
+
+    return !strstart(path, "/dev/fdset/", NULL) &&
+           (stat(path, &status) < 0 || S_ISREG(status.st_mode));
 }
 
 /*
@@ -214,9 +226,9 @@ fvd_data_file_path(BlockDriverState *bs, const struct fvd_info *info,
         path = g_strconcat(dir, name, NULL);
     }
 
-    if (strstart(path, "/dev/", NULL)) {
-        error_setg(errp, "data_file '%s': an image cannot name a device; use "
-                   "the option '" FVD_RUNTIME_DATA_FILE "'", name);
+    if (!fvd_may_be_named(path)) {
+        error_setg(errp, "data_file '%s' is not a regular file; only the "
+                   "option '" FVD_RUNTIME_DATA_FILE "' can name others", name);
         return NULL;
     }
     if (fvd_same_file(path, image)) {
@@ -323,7 +335,7 @@ fvd_open_data_file(BlockDriverState *bs, const struct fvd_info *info,
     return 0;
 }
 
-/* -------------------------------------------------------------------- opening */
+/* ----------------------------------------------------------------- opening */
 
 static int fvd_bdrv_probe(const uint8_t *buf, int buf_size,
                           const char *filename)
@@ -331,8 +343,8 @@ static int fvd_bdrv_probe(const uint8_t *buf, int buf_size,
     return fvd_probe(buf, buf_size);
 }
 
-static void fvd_warn_of_header(BlockDriverState *bs,
-                               const struct fvd_info *info)
+static void GRAPH_RDLOCK fvd_warn_of_header(BlockDriverState *bs,
+                                            const struct fvd_info *info)
 {
     const char *name = bs->file->bs->filename;
 
@@ -434,7 +446,7 @@ static void GRAPH_UNLOCKED fvd_close(BlockDriverState *bs)
     fvd_node_host_destroy(s);
 }
 
-/* ------------------------------------------------ reopening, hand-over, drain */
+/* --------------------------------------------- reopening, hand-over, drain */
 
 static int GRAPH_UNLOCKED
 fvd_reopen_prepare(BDRVReopenState *state, BlockReopenQueue *queue,
@@ -540,7 +552,7 @@ static void fvd_drain_end(BlockDriverState *bs)
     fvd_resume_timers(bs->opaque);
 }
 
-/* ------------------------------------------------------------- guest requests */
+/* ---------------------------------------------------------- guest requests */
 
 static uint32_t fvd_flags_from_qemu(BdrvRequestFlags flags)
 {
@@ -654,7 +666,7 @@ fvd_co_block_status(BlockDriverState *bs, bool want_zero, int64_t offset,
     return BDRV_BLOCK_DATA | BDRV_BLOCK_OFFSET_VALID | BDRV_BLOCK_RECURSE;
 }
 
-/* ---------------------------------------------------------------- properties */
+/* -------------------------------------------------------------- properties */
 
 static void GRAPH_RDLOCK fvd_refresh_limits(BlockDriverState *bs, Error **errp)
 {
@@ -776,7 +788,7 @@ fvd_get_specific_info(BlockDriverState *bs, Error **errp)
     return result;
 }
 
-/* ---------------------------------------------------------------- management */
+/* -------------------------------------------------------------- management */
 
 static int coroutine_fn GRAPH_RDLOCK
 fvd_do_make_empty(BlockDriverState *bs, void *opaque)
@@ -807,9 +819,7 @@ fvd_co_change_backing_file(BlockDriverState *bs, const char *backing_file,
     if (s->life != FVD_WRITABLE) {
         return -EPERM;
     }
-    bdrv_drained_begin(bs);
     ret = fvd_set_base(s->image, backing_file ?: "", backing_fmt ?: "", &error);
-    bdrv_drained_end(bs);
     if (ret < 0) {
         error_report("fvd image '%s': %s", bs->filename, error.text);
     }
@@ -861,21 +871,15 @@ fvd_co_check(BlockDriverState *bs, BdrvCheckResult *result, BdrvCheckMode fix)
     ret = fvd_do_stop(bs, NULL);
     if (ret == 0) {
         ret = fvd_do_check(bs, result, fix);
-    }
-    if (fvd_do_start(bs, life, &local_err) < 0) {
-        error_report_err(local_err);
+        if (fvd_do_start(bs, life, &local_err) < 0) {
+            error_report_err(local_err);
+        }
     }
     bdrv_drained_end(bs);
     return ret;
 }
 
-/* --------------------------------------------------------------------- driver */
-
-static const char *const fvd_strong_runtime_opts[] = {
-    FVD_RUNTIME_DATA_FILE,
-    FVD_RUNTIME_DATA_FILE ".",
-    NULL
-};
+/* ------------------------------------------------------------------ driver */
 
 /* The data file cannot be changed by a reopen, and there is nothing else. */
 static const char *const fvd_mutable_opts[] = { NULL };
@@ -887,7 +891,6 @@ static BlockDriver bdrv_fvd = {
     .supports_backing           = true,
     .create_opts                = &fvd_create_opts,
     .mutable_opts               = fvd_mutable_opts,
-    .strong_runtime_opts        = fvd_strong_runtime_opts,
 
     .bdrv_probe                 = fvd_bdrv_probe,
     .bdrv_open                  = fvd_open,
