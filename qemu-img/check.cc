@@ -322,8 +322,9 @@ Status Checker::settle() {
     header.journal_epoch =
         std::min(std::max(header.journal_epoch, journal_.newest_epoch) + 1, limits::kMaxCounter);
     header.autoclear_features &= kKnownAutoclear;
+    HeaderSlot first = HeaderSlot::copy; /* heal_headers() made both good */
     bool flush_failed = false;
-    return update_header(host_, header, &flush_failed);
+    return update_header(host_, header, &first, &flush_failed);
 }
 
 /**

@@ -19,7 +19,7 @@ constexpr uint64_t kHomeWriteBytes = 256 * 1024;
 
 Status Committer::save_header() {
     bool flush_failed = false;
-    const Status status = update_header(host_, header_, &flush_failed);
+    const Status status = update_header(host_, header_, &first_slot_, &flush_failed);
     if (flush_failed) {
         fail("a flush of the header");
     }
@@ -152,7 +152,5 @@ Status Committer::forget_all() {
     }
     return settle();
 }
-
-Status Committer::rewrite_header() { return failed() ? Status(-EIO) : save_header(); }
 
 }  // namespace fvd

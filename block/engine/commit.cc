@@ -118,7 +118,8 @@ Status Committer::flush_file(File file, Event event, const char* what) {
     if (!status.ok()) {
         fail(what);
     }
-    return status;
+    /* A flush beside this one may have failed and taken the cache with it: success says nothing then. */
+    return failed() ? status.or_else(-EIO) : status;
 }
 
 /* ------------------------------------------------------------------------------- who leads */
@@ -150,6 +151,15 @@ Status Committer::commit() {
     waiters_ = &me;
 }
 
+void Committer::dequeue(Waiter& me) {
+    for (Waiter** link = &waiters_; *link != nullptr; link = &(*link)->next) {
+        if (*link == &me) {
+            *link = me.next;
+            return;
+        }
+    }
+}
+
 Status Committer::join() {
     Waiter me;
     enqueue(me);
@@ -172,6 +182,29 @@ void Committer::lead() {
     leading_ = false;
     update_busy();
     serve(covered, status);
+}
+
+/* For work that is not a commit but must not meet one. */
+void Committer::wait_for_lead() {
+    Waiter me;
+    while (leading_) {
+        enqueue(me);
+        me.ticket = UINT64_MAX; /* no commit serves it; it is only woken */
+        me.parked = true;
+        host_.park();
+        dequeue(me);
+    }
+}
+
+/* With the mutex held and nobody leading; the work runs without the mutex. */
+Status Committer::lead_with(Status (Committer::*work)()) {
+    leading_ = true;
+    host_.unlock();
+    const Status status = failed() ? Status(-EIO) : (this->*work)();
+    host_.lock();
+    leading_ = false;
+    serve(0, Status());
+    return status;
 }
 
 void Committer::serve(uint64_t ticket, Status status) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <iterator>
 
 namespace fvd {
 
@@ -35,6 +36,7 @@ struct Step {
     Event flush_event;
 };
 
+/* In the order of HeaderSlot. */
 constexpr Step kSteps[] = {
     {kHeaderCopyOffset, FVD_EVENT_HEADER_COPY, FVD_EVENT_HEADER_COPY_FLUSH},
     {kHeaderPrimaryOffset, FVD_EVENT_HEADER_PRIMARY, FVD_EVENT_HEADER_PRIMARY_FLUSH},
@@ -42,7 +44,7 @@ constexpr Step kSteps[] = {
 
 }  // namespace
 
-Status update_header(Host& host, Header& header, bool* flush_failed) {
+Status update_header(Host& host, Header& header, HeaderSlot* first, bool* flush_failed) {
     *flush_failed = false;
     {
         HostLock lock(host);
@@ -53,7 +55,8 @@ Status update_header(Host& host, Header& header, bool* flush_failed) {
         return -ENOMEM;
     }
     encode_header(header, block.bytes());
-    for (const Step& step : kSteps) {
+    for (size_t i = 0; i < std::size(kSteps); i++) {
+        const Step& step = kSteps[static_cast<size_t>(*first)];
         host.announce(step.write_event);
         Status status = write_bytes(host, FVD_FILE_IMAGE, step.offset, block.bytes());
         if (!status.ok()) {
@@ -65,7 +68,10 @@ Status update_header(Host& host, Header& header, bool* flush_failed) {
             *flush_failed = true;
             return status;
         }
+        /* This one is good now; the other may be cut. */
+        *first = *first == HeaderSlot::copy ? HeaderSlot::primary : HeaderSlot::copy;
     }
+    *first = HeaderSlot::copy;
     return {};
 }
 

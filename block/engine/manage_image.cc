@@ -42,15 +42,20 @@ Error Image::set_base(const char* name, const char* format) {
                            "%zu and %zu bytes",
                            name_length, format_length, kNameSize - 1, kFormatNameSize - 1);
     }
-    const Header before = header_;
-    std::memset(header_.base_img, 0, sizeof(header_.base_img));
-    std::memset(header_.base_img_fmt, 0, sizeof(header_.base_img_fmt));
-    std::memcpy(header_.base_img, name, name_length);
-    std::memcpy(header_.base_img_fmt, format, format_length);
-    const Status status = committer_.rewrite_header();
+    char old_name[kNameSize];
+    char old_format[kFormatNameSize];
+    const Status status = committer_.change_header([&](Header& header) {
+        std::memcpy(old_name, header.base_img, sizeof(old_name));
+        std::memcpy(old_format, header.base_img_fmt, sizeof(old_format));
+        std::memset(header.base_img, 0, sizeof(header.base_img));
+        std::memset(header.base_img_fmt, 0, sizeof(header.base_img_fmt));
+        std::memcpy(header.base_img, name, name_length);
+        std::memcpy(header.base_img_fmt, format, format_length);
+    });
     if (!status.ok()) {
-        std::memcpy(header_.base_img, before.base_img, sizeof(header_.base_img));
-        std::memcpy(header_.base_img_fmt, before.base_img_fmt, sizeof(header_.base_img_fmt));
+        HostLock lock(host_);
+        std::memcpy(header_.base_img, old_name, sizeof(header_.base_img));
+        std::memcpy(header_.base_img_fmt, old_format, sizeof(header_.base_img_fmt));
         return Error::make(status.value(), "the header cannot be written");
     }
     return Error::none();

@@ -47,6 +47,7 @@ Error Image::load() {
     header_ = chosen.value().header;
     header_copy_stale_ = chosen.value().primary != CopyState::valid ||
                          chosen.value().copy != CopyState::valid;
+    committer_.set_first_slot(expendable_slot(chosen.value()));
     const int64_t length = host_.length(FVD_FILE_IMAGE);
     if (length < 0) {
         return Error::make(static_cast<int>(length), "the length of the image cannot be read");
@@ -87,6 +88,13 @@ Error Image::check_data_length() const {
 /* May follow an earlier life (migration hand-over), so everything is read again. */
 Error Image::start(StartMode mode) {
     FVD_ASSERT(!started_);
+    /* What a killed process wrote may be in a cache only: a header that is good to read but not durable
+     * must not be the reason to write over the other one. */
+    if (mode == StartMode::writable) {
+        if (Status status = host_.flush(FVD_FILE_IMAGE); !status.ok()) {
+            return Error::make(status.value(), "the image cannot be flushed");
+        }
+    }
     if (Error error = load(); !error.ok()) {
         return error;
     }

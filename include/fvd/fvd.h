@@ -207,12 +207,14 @@ bool fvd_is_clean(fvd_image *image);
 
 void fvd_get_info(fvd_image *image, struct fvd_info *info);
 
+/* Change the base named in the header; empty strings: no base any more. May suspend; requests may be
+ * in flight. The image was started writable. */
+int fvd_set_base(fvd_image *image, const char *name, const char *format, struct fvd_error *error);
+
 /* Everything below wants a quiet image: no request in flight. May suspend. */
 
 /* Forget every block that the base could serve; used after commit. */
 int fvd_make_empty(fvd_image *image);
-/* Change the base named in the header; empty strings: no base any more. */
-int fvd_set_base(fvd_image *image, const char *name, const char *format, struct fvd_error *error);
 /* Commit, checkpoint, mark clean. After an error the image is left for recovery. Requests are not
  * allowed until fvd_start(). Does nothing to an image that was not started writable. */
 int fvd_stop(fvd_image *image);

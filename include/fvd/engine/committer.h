@@ -21,6 +21,7 @@
 #include <atomic>
 #include <optional>
 
+#include "fvd/engine/header_store.h"
 #include "fvd/engine/host.h"
 #include "fvd/format/block_bitmap.h"
 #include "fvd/format/header.h"
@@ -45,6 +46,8 @@ class Committer {
     Error begin(BlockBitmap current, BlockBitmap unsaved_pages);
     /** A new life of an image without bitmap: nothing is recorded, flushes pass. */
     void begin_untracked() { failed_.store(false, std::memory_order_release); }
+    /** The header was loaded: the next update writes @p first first. */
+    void set_first_slot(HeaderSlot first) { first_slot_ = first; }
     /** Pages of the bitmap's home. */
     uint64_t page_count() const { return header_.bitmap_size / kPageSize; }
 
@@ -66,8 +69,15 @@ class Committer {
     Status close();
     /** Every bit clear, durably. No request in flight. */
     Status forget_all();
-    /** Write the header as it is now. No request in flight. */
-    Status rewrite_header();
+    /** Change names in the header, durably; @p change gets the header under the mutex. Requests and
+     *  commits may go on meanwhile. */
+    template <typename Change>
+    Status change_header(Change change) {
+        HostLock lock(host_);
+        wait_for_lead();
+        change(header_);
+        return lead_with(&Committer::save_header);
+    }
 
     /** Pages with uncommitted changes. */
     uint64_t pending_pages() const { return pending_pages_.count(); }
@@ -98,8 +108,11 @@ class Committer {
     Status flush_file(File file, Event event, const char* what);
 
     void enqueue(Waiter& me);
+    void dequeue(Waiter& me);
     Status join();
     void lead();
+    void wait_for_lead();
+    Status lead_with(Status (Committer::*work)());
     void serve(uint64_t ticket, Status status);
 
     Status commit_all();
@@ -143,6 +156,7 @@ class Committer {
     bool timer_armed_ = false;
 
     /* Only the leader, or a task alone with the image, touches these. */
+    HeaderSlot first_slot_ = HeaderSlot::copy; /* what the next header update writes first */
     bool session_open_ = false;
     uint64_t head_ = 0;         /* sequence of the next unit */
     uint64_t tail_ = 0;         /* oldest unit replay needs */

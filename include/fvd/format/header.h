@@ -116,7 +116,7 @@ const char* clamped_advice(ConstBytes block);
 enum class CopyState {
     valid,
     stale,   /* valid, but an older generation than the other */
-    torn,    /* differs from the other only as a cut during the marking of a session can explain */
+    torn,    /* differs from the other only as a cut during an update of the header can explain */
     damaged, /* anything else */
 };
 

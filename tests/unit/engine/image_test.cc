@@ -379,6 +379,24 @@ TEST_F(ImageTest, EmptiedImagesShowTheBaseAgain) {
     expect_base(2 * kBlock, kBlock);
 }
 
+TEST_F(ImageTest, AnotherBaseIsNamedDurablyOrNotAtAll) {
+    create();
+    open();
+    EXPECT_TRUE(write(0, kBlock, 1).ok());
+    EXPECT_TRUE(image->flush().ok());
+    EXPECT_TRUE(image->set_base("other.qcow2", "qcow2").ok());
+    host.fail_call = "write image";
+    host.fail_times = 1;
+    EXPECT_FALSE(image->set_base("third.raw", "raw").ok());
+    EXPECT_STREQ(image->header().base_img, "other.qcow2");
+    EXPECT_EQ(image->set_base(std::string(1024, 'x').c_str(), "raw").code, -EINVAL);
+    kill();
+    open();
+    EXPECT_STREQ(image->header().base_img, "other.qcow2");
+    EXPECT_STREQ(image->header().base_img_fmt, "qcow2");
+    expect_fill(0, kBlock, 1);
+}
+
 TEST_F(ImageTest, SeparateDataIsFlushedBeforeItsRecord) {
     host.separate_data = true;
     create();
@@ -431,7 +449,8 @@ TEST_F(ImageTest, EveryFailedAllocationIsAnErrorAndLeaksNothing) {
                 EXPECT_EQ(error.code, -ENOMEM) << error.text;
             } else {
                 std::byte one{1};
-                status = world.write(7, 1, {&one, 0}, 0).or_else(world.flush()).or_else(world.stop());
+                status =
+                    world.write(7, 1, {&one, 0}, 0).or_else(world.flush()).or_else(world.stop());
                 EXPECT_TRUE(status.ok() || status.value() == -ENOMEM);
             }
         }
