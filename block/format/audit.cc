@@ -110,21 +110,19 @@ void audit_bitmap(uint64_t leftover_bits, Findings& findings) {
 
 void audit_journal(const Header& header, const JournalFacts& facts, Findings& findings) {
     if (facts.plan.damaged) {
-        findings.add(
-            Severity::corruption, true,
-            Error::make(kAny,
-                        "%" PRIu64 " units of the journal are missing, the first is number "
-                        "%" PRIu64 ", although later ones are there: blocks that only they "
-                        "name read as the base image",
-                        facts.missing_units, facts.plan.end_sequence));
+        findings.add(Severity::corruption, true,
+                     Error::make(kAny,
+                                 "journal units missing before the last group: %" PRIu64
+                                 ", first number %" PRIu64
+                                 "; blocks that only they name read as the base image",
+                                 facts.missing_units, facts.plan.end_sequence));
     }
     if (facts.foreign_units != 0) {
-        findings.add(
-            Severity::corruption, true,
-            Error::make(kAny,
-                        "%" PRIu64 " units of the journal name blocks or tables that do not "
-                        "exist",
-                        facts.foreign_units));
+        findings.add(Severity::corruption, true,
+                     Error::make(kAny,
+                                 "journal units that name blocks or tables which do not exist: "
+                                 "%" PRIu64,
+                                 facts.foreign_units));
     }
     if (facts.newest_epoch > header.journal_epoch) {
         findings.add(

@@ -64,7 +64,7 @@ void audit_bitmap(uint64_t leftover_bits, Findings& findings);
 
 /** What a pass over the whole ring found. */
 struct JournalFacts {
-    ReplayPlan plan;
+    ReplayPlan plan{};
     uint64_t valid_units = 0;   /* of the header's epoch */
     uint64_t missing_units = 0; /* between the tail and the newest unit, where plan.damaged */
     uint64_t foreign_units = 0; /* valid, but naming blocks that do not exist */

@@ -336,8 +336,7 @@ INSTANTIATE_TEST_SUITE_P(
     , CheckLayout,
     testing::Values(
         LayoutCase{"AsPlanned", [](Header&) {}, ""},
-        LayoutCase{"BitmapOverHeader",
-                   [](Header& h) { h.bitmap_offset = 4096; },
+        LayoutCase{"BitmapOverHeader", [](Header& h) { h.bitmap_offset = 4096; },
                    "header, bytes 0 to 8192, and bitmap, bytes 4096 to 36864, overlap"},
         LayoutCase{"BitmapOverJournal", [](Header& h) { h.bitmap_offset = 12288; },
                    "bitmap, bytes 12288 to 45056, and journal, bytes 40960 to 1089536, overlap"},
