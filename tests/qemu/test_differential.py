@@ -16,7 +16,7 @@ REQUESTS = 10_000
 ROUNDS = 5
 IN_FLIGHT = 24
 SIZE = 12 * MIB + 7 * 512
-LARGE = 40 * MIB + 512  # for large blocks, so that first writes do not run out
+LARGE = 24 * MIB + 512  # for large blocks, so that first writes do not run out
 
 
 def image_options(name, options=()):

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A Linux guest boots from an FVD image, has its power cut while it writes, and loses nothing
 that it was told is safe: with a base image on an NBD server, with a separate data file, and
 with no base at all.
 
-Runs the programs of build/bin. Arguments choose tests by a part of their names.
-Prints a line a test and ends with "guest-boot: N passed, N failed"."""
+Run by tests/qemu/run like its neighbours, or by itself: then arguments choose tests by a part of
+their names, and the last line is "guest-boot: N passed, N failed"."""
 
+import os
 import pathlib
 import random
 import shutil
@@ -13,17 +15,18 @@ import signal
 import sys
 import tempfile
 import time
+import unittest
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "guest"))
 
-from machine import (FORMAT, REPOSITORY, Machine, NbdServer, blockdev, cache_mode, check_image,
-                     drive, qemu_img)
+from machine import (BIN, FORMAT, REPOSITORY, Machine, NbdServer, blockdev, cache_mode,
+                     check_image, drive, qemu_img)
 from make_guest import GuestError, ensure_guest
 from power_cut import Promises, boot_and_verify, round_words, write_until_cut
 
-# Kept after a failure: images and consoles are the evidence.
-WORK = REPOSITORY / "build/guest-boot"
+# Evidence of failures when this file is run by itself.
+KEPT = REPOSITORY / "build/guest-boot"
 POWER_OFF_SECONDS = 120
 FILES_BEFORE_CUT = 15
 
@@ -37,11 +40,12 @@ class Life:
         self.directory = directory
         self.promises = Promises()
         self.boots = 0
-        self.chance = random.Random(directory.name)
+        self.chance = random.Random(os.environ.get("FVD_SEED", "guest-boot"))
 
     def machine(self, words):
         self.boots += 1
-        return Machine(self.guest, self.disk, self.directory / f"console-{self.boots}.log", words)
+        log = self.directory / f"console-{self.boots}.log"
+        return Machine(self.guest, self.disk, log, words)
 
     def write_and_cut_power(self, *words):
         with self.machine(round_words(self.boots + 1) + list(words)) as vm:
@@ -55,85 +59,94 @@ class Life:
         return boot
 
 
-def expect(condition, words):
-    if not condition:
-        raise GuestError(words)
+# Sanitizers are for the tools; their directory has no machine.
+@unittest.skipIf("FVD_BIN" in os.environ and not (BIN / "qemu-system-x86_64").exists(),
+                 f"{BIN} has no qemu-system-x86_64")
+class GuestBoot(unittest.TestCase):
+    limit = 900
 
+    def setUp(self):
+        self.guest = ensure_guest(lambda line: print(f"guest: {line}", flush=True))
+        scratch = os.environ.get("FVD_SCRATCH")
+        self.directory = pathlib.Path(scratch) if scratch else KEPT / self._testMethodName
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.image = self.directory / "disk.img"
+        self.cache = cache_mode(self.directory)
 
-def test_base_on_nbd_server(guest, directory):
-    """Two power cuts over a base image that a real NBD server serves."""
-    image = directory / "disk.img"
-    with tempfile.TemporaryDirectory(prefix="guest-boot-") as sockets:
-        with NbdServer(guest.disk, pathlib.Path(sockets) / "base") as server:
-            qemu_img("create", "-f", FORMAT, "-b", server.uri, "-F", "raw", image)
-            life = Life(guest, drive(image, cache_mode(directory)), directory)
-            life.write_and_cut_power()
-            life.write_and_cut_power()
-            boot = life.verify_and_power_off()
-            expect(boot.journal_replayed, "the guest's ext4 had no journal to replay: the power "
-                                          "cut came at no moment worth testing")
-            check_image(image)
+    def create(self, base, *options):
+        qemu_img("create", "-f", FORMAT, "-b", base, "-F", "raw", *options, self.image)
 
+    def life(self, disk):
+        return Life(self.guest, disk, self.directory)
 
-def test_separate_data_file(guest, directory):
-    """Guest data in a file of its own, the disk given by -blockdev."""
-    image, data = directory / "disk.img", directory / "disk.data"
-    options = f"data_file={data}" + (",data_file_fmt=raw" if FORMAT == "fvd" else "")
-    qemu_img("create", "-f", FORMAT, "-b", guest.disk, "-F", "raw", "-o", options, image)
-    life = Life(guest, blockdev(image, cache_mode(directory)), directory)
-    life.write_and_cut_power()
-    life.verify_and_power_off()
-    check_image(image)
-    expect(data.stat().st_blocks > 0, f"nothing was written to the data file {data}")
+    def test_base_on_nbd_server(self):
+        """Two power cuts over a base image that a real NBD server serves."""
+        # A unix socket's path is short by law of the kernel; a scratch directory's need not be.
+        with tempfile.TemporaryDirectory(prefix="guest-boot-", dir="/tmp") as sockets:
+            with NbdServer(self.guest.disk, pathlib.Path(sockets) / "base") as server:
+                self.create(server.uri)
+                life = self.life(drive(self.image, self.cache))
+                life.write_and_cut_power()
+                life.write_and_cut_power()
+                boot = life.verify_and_power_off()
+                check_image(self.image)
+        self.assertTrue(boot.journal_replayed, "the guest's ext4 had no journal to replay: the "
+                                               "power cut came at no moment worth testing")
 
-
-def test_no_base(guest, directory):
-    """The guest's disk converted into the image; the guest also discards its free space."""
-    image = directory / "disk.img"
-    qemu_img("convert", "-f", "raw", "-O", FORMAT, guest.disk, image)
-    qemu_img("compare", "-f", "raw", "-F", FORMAT, guest.disk, image)
-    life = Life(guest, drive(image, "writeback", ",discard=unmap"), directory)
-    life.write_and_cut_power()
-    life.write_and_cut_power("guest.trim=1")
-    life.verify_and_power_off()
-    check_image(image)
-
-
-def test_losses_are_noticed(guest, directory):
-    """The judge is not blind: an image that is put back to its past must be found out."""
-    image = directory / "disk.img"
-    create = ["create", "-f", FORMAT, "-b", guest.disk, "-F", "raw", image]
-    qemu_img(*create)
-    life = Life(guest, drive(image, cache_mode(directory)), directory)
-    life.write_and_cut_power()
-    image.unlink()
-    qemu_img(*create)
-    try:
+    def test_separate_data_file(self):
+        """Guest data in a file of its own, the disk given by -blockdev."""
+        data = self.directory / "disk.data"
+        options = f"data_file={data}" + (",data_file_fmt=raw" if FORMAT == "fvd" else "")
+        self.create(self.guest.disk, "-o", options)
+        life = self.life(blockdev(self.image, self.cache))
+        life.write_and_cut_power()
         life.verify_and_power_off()
-    except GuestError as error:
-        expect("DATA LOST" in str(error), f"found out for a wrong reason: {error}")
-        return
-    raise GuestError("an image without any of the synced files passed for good")
+        check_image(self.image)
+        self.assertGreater(data.stat().st_blocks, 0, f"nothing was written to {data}")
+
+    def test_no_base(self):
+        """The guest's disk converted into the image; the guest also discards free space."""
+        qemu_img("convert", "-f", "raw", "-O", FORMAT, self.guest.disk, self.image)
+        qemu_img("compare", "-f", "raw", "-F", FORMAT, self.guest.disk, self.image)
+        life = self.life(drive(self.image, "writeback", ",discard=unmap"))
+        life.write_and_cut_power()
+        life.write_and_cut_power("guest.trim=1")
+        life.verify_and_power_off()
+        check_image(self.image)
+
+    def test_losses_are_noticed(self):
+        """The judge is not blind: an image put back to its past must be found out."""
+        self.create(self.guest.disk)
+        life = self.life(drive(self.image, self.cache))
+        life.write_and_cut_power()
+        self.image.unlink()
+        self.create(self.guest.disk)
+        with self.assertRaisesRegex(GuestError, "DATA LOST"):
+            life.verify_and_power_off()
 
 
-TESTS = [test_base_on_nbd_server, test_separate_data_file, test_no_base, test_losses_are_noticed]
+class Lines(unittest.TestResult):
+    """A line a test, for a person who runs this file by itself."""
 
+    def startTest(self, test):
+        super().startTest(test)
+        self.started = time.monotonic()
 
-def run_one(test, guest):
-    """True when it passes; its files go then."""
-    directory = WORK / test.__name__
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
-    started = time.monotonic()
-    try:
-        test(guest, directory)
-    except GuestError as error:
-        print(f"FAIL {test.__name__} ({time.monotonic() - started:.1f} s)\n{error}\n"
-              f"evidence kept in {directory}", flush=True)
-        return False
-    print(f"ok   {test.__name__} ({time.monotonic() - started:.1f} s)", flush=True)
-    shutil.rmtree(directory)
-    return True
+    def tell(self, verdict, test):
+        print(f"{verdict} {test._testMethodName} ({time.monotonic() - self.started:.1f} s)",
+              flush=True)
+
+    def addSuccess(self, test):
+        super().addSuccess(test)
+        self.tell("ok  ", test)
+        shutil.rmtree(KEPT / test._testMethodName, ignore_errors=True)
+
+    def addFailure(self, test, error):
+        super().addFailure(test, error)
+        self.tell("FAIL", test)
+        print(f"{error[1]}\nevidence kept in {KEPT / test._testMethodName}", flush=True)
+
+    addError = addFailure
 
 
 def interrupted(*_):
@@ -142,16 +155,14 @@ def interrupted(*_):
 
 def main(chosen):
     signal.signal(signal.SIGTERM, interrupted)
-    tests = [test for test in TESTS
-             if not chosen or any(word in test.__name__ for word in chosen)]
-    try:
-        guest = ensure_guest(lambda line: print(f"guest: {line}", flush=True))
-        results = [run_one(test, guest) for test in tests]
-    except GuestError as error:
-        print(f"FAIL making the guest: {error}")
-        results = [False] * len(tests)
-    print(f"guest-boot: {results.count(True)} passed, {results.count(False)} failed")
-    return 0 if results and all(results) else 1
+    names = [name for name in unittest.defaultTestLoader.getTestCaseNames(GuestBoot)
+             if not chosen or any(word in name for word in chosen)]
+    result = Lines()
+    unittest.TestSuite(map(GuestBoot, names)).run(result)
+    failed = len(result.failures) + len(result.errors)
+    passed = result.testsRun - failed
+    print(f"guest-boot: {passed} passed, {failed} failed")
+    return 0 if passed and not failed else 1
 
 
 if __name__ == "__main__":

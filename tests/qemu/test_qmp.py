@@ -277,8 +277,8 @@ class Jobs(QmpTest):
         self.finish(daemon, client, writer, "base.img")
 
     def test_commit_of_a_middle_layer(self):
-        self.create("top.img", base="disk.img", base_fmt=FORMAT)
         self.io("disk.img", "write -P 77 2M 64k")
+        self.create("top.img", base="disk.img", base_fmt=FORMAT)
         self.content = self.content[:2 * MIB] + b"\x4d" * 65536 + self.content[2 * MIB + 65536:]
         daemon = self.daemon()
         daemon.command("blockdev-add", node_name="base0", driver="raw", file=file_node("base.raw"))
@@ -303,7 +303,7 @@ class Jobs(QmpTest):
     def test_mirror_of_the_top_layer_into_an_overlay(self):
         daemon, client, writer = self.start()
         self.new_image(daemon, "target.img", **({"backing-file": "base.raw", "backing-fmt": "raw"}))
-        self.add(daemon, "target.img", "target0", backing=None)
+        self.add(daemon, "target.img", "target0")
         self.run_job(daemon, writer, "blockdev-mirror", device="disk0", target="target0",
                      sync="top", ready=True)
         self.finish(daemon, client, writer, "target.img")

@@ -129,13 +129,13 @@ class Map(Verbs):
     def test_holes_of_the_data_file_show(self):
         self.create("disk.img", SIZE, options=["data_file=data.raw"])
         self.io("disk.img", "write -P 5 4M 64k")
-        data = [entry for entry in self.map("disk.img") if entry["data"]]
-        self.assertEqual([(entry["start"], entry["length"]) for entry in data],
-                         [(4 * MIB, 64 * KIB)])
+        zeros = [entry for entry in self.map("disk.img") if entry["zero"]]
+        # The file's first block is written when it is made, to learn about its alignment.
+        self.assertEqual(sum(entry["length"] for entry in zeros), SIZE - 64 * KIB - 4 * KIB)
 
     def test_a_fresh_disk_is_one_hole(self):
         self.create("disk.img", SIZE)
-        self.assertTrue(all(entry["zero"] and not entry["data"] for entry in self.map("disk.img")))
+        self.assertTrue(all(entry["zero"] for entry in self.map("disk.img")))
 
 
 class Measure(Verbs):
@@ -143,9 +143,10 @@ class Measure(Verbs):
         measured = self.img("measure", "-O", FORMAT, "-f", "raw", "--output=json",
                             "source.raw").json()
         self.image()
-        self.assertLessEqual(allocated("disk.img"), measured["required"])
-        self.assertLess(measured["required"], allocated("disk.img") + 2 * MIB)
-        self.assertGreaterEqual(measured["fully-allocated"], os.stat("disk.img").st_size)
+        length = os.stat("disk.img").st_size
+        self.assertLessEqual(length, measured["required"])
+        self.assertLess(measured["required"], length + MIB)
+        self.assertGreaterEqual(measured["fully-allocated"], length)
 
     def test_a_full_disk_fits_what_was_measured(self):
         measured = self.img("measure", "-O", FORMAT, "--size", SIZE, "--output=json").json()

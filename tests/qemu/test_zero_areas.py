@@ -5,18 +5,15 @@ succeeds has not read it."""
 
 import json
 
-from support import FORMAT, KIB, MIB, ImageTest, only_fvd, patterned, program, truncate, write_file
+from support import KIB, MIB, ImageTest, only_fvd, patterned, truncate, write_file
 
 SIZE = 4 * MIB
 
 
-def unreadable(image, base_driver="raw", base="base.raw", base_node=None):
-    """The image over a base that fails every read with EIO."""
-    return "json:" + json.dumps({
-        "driver": FORMAT, "file": {"driver": "file", "filename": image},
-        "backing": {"driver": base_driver, "file": {
-            "driver": "blkdebug", "image": {"driver": "file", "filename": base},
-            "inject-error": [{"event": "none", "iotype": "read", "errno": 5}]}}})
+UNREADABLE = "json:" + json.dumps({
+    "driver": "raw", "file": {
+        "driver": "blkdebug", "image": {"driver": "file", "filename": "base.raw"},
+        "inject-error": [{"event": "none", "iotype": "read", "errno": 5}]}})
 
 
 @only_fvd
@@ -31,9 +28,14 @@ class ZeroAreas(ImageTest):
         self.create("disk.img", size, options=options, base="base.raw", base_fmt="raw")
 
     def io_unreadable(self, *commands, expect=0):
-        return self.run_program(
-            [program("qemu-io"), *[word for command in commands for word in ("-c", command)],
-             unreadable("disk.img")], expect=expect)
+        """Commands on the disk while every read of its base fails with EIO."""
+        self.rebase(UNREADABLE)
+        ran = self.io("disk.img", *commands, expect=expect)
+        self.rebase("base.raw")
+        return ran
+
+    def rebase(self, base):
+        self.img("rebase", "-u", "-f", "fvd", "-b", base, "-F", "raw", "disk.img")
 
     def zero_depths(self):
         return {entry["start"]: entry["depth"] for entry in self.map("disk.img") if entry["zero"]}
@@ -106,10 +108,8 @@ class ZeroAreas(ImageTest):
 
     def test_a_failed_copy_fails_that_request_only(self):
         self.over([(0, SIZE, 1)])
-        ran = self.run_program(
-            [program("qemu-io"), unreadable("disk.img")],
-            stdin="write -P 2 100 100\nwrite -P 3 64k 4k\nread -P 3 64k 4k\nflush\nquit\n",
-            expect=None)
+        ran = self.io_unreadable("write -P 2 100 100", "write -P 3 64k 4k", "read -P 3 64k 4k",
+                                 "flush", expect=1)
         self.assertIn("Input/output error", ran.text)
         self.check("disk.img")
         self.io("disk.img", "read -P 1 0 64k", "read -P 3 64k 4k", "read -P 1 68k 4k")
