@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The programs of build/bin as the guest's tests use them: a virtual machine whose console
 is read line by line, an NBD server, and qemu-img."""
 
@@ -13,10 +14,9 @@ import time
 from make_guest import GuestError
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent.parent
-BIN = pathlib.Path(os.environ.get("QEMU_FVD_BIN", REPOSITORY / "build/bin"))
-FORMAT = os.environ.get("DEMO_FORMAT", "fvd")
-# Debian keeps what QEMU loads into a machine apart from QEMU.
-FIRMWARE = ["/usr/share/seabios", "/usr/share/qemu"]
+# The same words that the other tests of the real programs listen to.
+BIN = pathlib.Path(os.environ.get("FVD_BIN", REPOSITORY / "build/bin"))
+FORMAT = os.environ.get("FVD_FORMAT", "fvd")
 MEMORY_MIB = 256
 # Emulated, and perhaps beside a compiler that takes both cores: generous on purpose.
 BOOT_SECONDS = 240
@@ -204,9 +204,6 @@ def machine_command(guest, disk, guest_words):
                "-machine", "q35", "-cpu", "max", "-smp", "1", "-m", str(MEMORY_MIB)]
     for accelerator in accelerators():
         command += ["-accel", accelerator]
-    for directory in FIRMWARE:
-        if os.path.isdir(directory):
-            command += ["-L", directory]
     return command + ["-serial", "stdio", "-no-reboot", "-kernel", str(guest.kernel),
                       "-initrd", str(guest.initrd),
                       "-append", " ".join(KERNEL_WORDS + list(guest_words))] + list(disk)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Makes the small Linux guest that the tests and `make demo` boot.
 
 The kernel is Debian's own, the userland is busybox, the root is an ext4 made on the spot.
@@ -5,6 +6,8 @@ Everything is downloaded and unpacked into a cache; nothing is installed on the 
 Run by itself, it prints the directory that holds the guest.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import pathlib
@@ -55,21 +58,22 @@ def recipe_key():
 def ensure_guest(say=lambda line: None):
     """The guest from the cache; made first if it is not there."""
     place = cache_directory() / "guest" / recipe_key()
-    if not place.is_dir():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent, prefix="making-") as work:
-            make_guest(pathlib.Path(work), say)
-            publish(pathlib.Path(work) / "guest", place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with one_maker(place.parent):
+        if not place.is_dir():
+            with tempfile.TemporaryDirectory(dir=place.parent, prefix="making-") as work:
+                make_guest(pathlib.Path(work), say)
+                # One rename, so that nobody ever sees half a guest.
+                (pathlib.Path(work) / "guest").rename(place)
     return Guest(place)
 
 
-def publish(made, place):
-    """One rename, so that nobody ever sees half a guest; a racing maker's guest is as good."""
-    try:
-        made.rename(place)
-    except OSError:
-        if not place.is_dir():
-            raise
+@contextlib.contextmanager
+def one_maker(directory):
+    """Tests run side by side; the first makes the guest and the others wait for it."""
+    with open(directory / "lock", "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def make_guest(work, say):
@@ -253,9 +257,8 @@ def pack_cpio(root, archive):
     names = sorted(str(path.relative_to(root)) for path in root.rglob("*"))
     with open(archive, "wb") as out:
         subprocess.run([str(root / "bin/busybox"), "cpio", "-o", "-H", "newc", "-R", "0:0"],
-                       input="".join(f"{name}\n" for name in names).encode(), cwd=root,
-                       stdout=out, stderr=subprocess.DEVNULL, check=True,
-                       timeout=TOOL_SECONDS)
+                       cwd=root, input="\n".join(names).encode() + b"\n", stdout=out,
+                       stderr=subprocess.DEVNULL, check=True, timeout=TOOL_SECONDS)
 
 
 # --- root disk ------------------------------------------------------------------------------
@@ -285,7 +288,8 @@ def write_sums(root, list_file):
 def make_ext4(root, disk):
     # Nothing is left for the kernel to initialise later: a guest that only reads writes nothing.
     # 4 KiB blocks, as on any disk that is not this small.
-    run(["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-d", root, "-L", "guest-root", "-U", FIXED_UUID,
+    run(["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-d", root,
+         "-L", "guest-root", "-U", FIXED_UUID,
          "-E", f"hash_seed={FIXED_UUID},root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0",
          disk, f"{DISK_MIB}M"],
         env=dict(os.environ, PATH=os.environ.get("PATH", "") + ":/usr/sbin:/sbin"))
