@@ -101,7 +101,7 @@ inline std::vector<std::byte> file_of(const Block& primary, const Block& copy) {
 /** Names a parameterised test after its case. */
 struct CaseName {
     template <typename Case>
-    std::string operator()(const testing::TestParamInfo<Case>& of) const {
+    std::string operator()(const ::testing::TestParamInfo<Case>& of) const {
         return of.param.name;
     }
 };
