@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "fvd/base/plant.h"
 #include "fvd/engine/committer.h"
 #include "fvd/engine/header_store.h"
 
@@ -30,7 +31,7 @@ Status Committer::save_header() {
 void Committer::set_mark(bool clean) {
     HostLock lock(host_);
     header_.clean_shutdown = clean;
-    header_.journal_epoch++;
+    header_.journal_epoch += FVD_PLANT(keep_epoch) ? 0 : 1;
     header_.autoclear_features &= kKnownAutoclear;
 }
 
@@ -53,6 +54,9 @@ Status Committer::begin_session() {
 
 Status Committer::make_room(size_t units) {
     const uint64_t ring = header_.journal_units();
+    if (FVD_PLANT(skip_checkpoint)) {
+        durable_tail_ = tail_ = head_;
+    }
     if (head_ - tail_ > ring / 2) {
         const Status status = checkpoint();
         if (!status.ok()) {
@@ -70,10 +74,12 @@ Status Committer::checkpoint() {
         return {};
     }
     Status status = write_home(unsaved_pages_);
-    if (!status.ok()) {
+    if (!status.ok() && !FVD_PLANT(recycle_on_error)) {
         return status; /* the pages stay unsaved, the ring is not recycled (R3) */
     }
-    status = flush_file(FVD_FILE_IMAGE, FVD_EVENT_HOME_FLUSH, "a flush of the bitmap");
+    status = FVD_PLANT(skip_home_flush)
+                 ? Status()
+                 : flush_file(FVD_FILE_IMAGE, FVD_EVENT_HOME_FLUSH, "a flush of the bitmap");
     if (!status.ok()) {
         return status;
     }
@@ -118,7 +124,7 @@ Status Committer::mark_clean() {
 }
 
 Status Committer::settle() {
-    const Status status = checkpoint();
+    const Status status = FVD_PLANT(clean_mark_early) ? Status() : checkpoint();
     return status.ok() ? mark_clean() : status;
 }
 

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "fvd/base/arith.h"
+#include "fvd/base/plant.h"
 #include "fvd/engine/committer.h"
 
 namespace fvd {
@@ -115,11 +116,12 @@ void Committer::fail(const char* what) {
 Status Committer::flush_file(File file, Event event, const char* what) {
     host_.announce(event);
     const Status status = host_.flush(file);
-    if (!status.ok()) {
+    if (!status.ok() && !FVD_PLANT(flush_fails_unnoticed)) {
         fail(what);
     }
     /* A flush beside this one may have failed and taken the cache with it: success says nothing then. */
-    return failed() ? status.or_else(-EIO) : status;
+    const bool ignored = FVD_PLANT(flush_beside_failed) || FVD_PLANT(write_when_failed);
+    return failed() && !ignored ? status.or_else(-EIO) : status;
 }
 
 /* ------------------------------------------------------------------------------- who leads */
@@ -130,7 +132,7 @@ Status Committer::flush() {
     }
     {
         HostLock lock(host_);
-        if (!quiet()) {
+        if (!quiet() && !FVD_PLANT(flush_without_commit)) {
             return join(); /* a commit that starts after this call, so its data flush covers it */
         }
     }
@@ -231,7 +233,7 @@ void Committer::serve(uint64_t ticket, Status status) {
 Status Committer::commit_all() {
     group_.next_page = 0;
     do {
-        if (failed()) {
+        if (failed() && !FVD_PLANT(write_when_failed)) {
             return -EIO;
         }
         collect();
@@ -255,7 +257,9 @@ Status Committer::commit_group() {
         }
     }
     const Status status =
-        flush_file(FVD_FILE_DATA, FVD_EVENT_COMMIT_FLUSH, "a flush of guest data");
+        FVD_PLANT(skip_data_flush) && group_.count != 0
+            ? Status()
+            : flush_file(FVD_FILE_DATA, FVD_EVENT_COMMIT_FLUSH, "a flush of guest data");
     if (!status.ok() || group_.count == 0) {
         return status;
     }
@@ -354,12 +358,15 @@ Status Committer::write_group() {
         session_open_ = false;
         return status;
     }
+    if (FVD_PLANT(skip_journal_flush)) {
+        return status;
+    }
     return flush_file(FVD_FILE_IMAGE, FVD_EVENT_JOURNAL_FLUSH, "a flush of the journal");
 }
 
 Status Committer::write_units(uint64_t sequence, size_t first, size_t count) {
     const uint64_t unit = header_.journal_unit;
-    const uint64_t place = sequence % header_.journal_units();
+    const uint64_t place = (sequence + FVD_PLANT(wrong_place)) % header_.journal_units();
     host_.announce(FVD_EVENT_JOURNAL_WRITE);
     return write_bytes(host_, FVD_FILE_IMAGE, header_.journal_offset + place * unit,
                        group_bytes_.bytes().subspan(first * unit, count * unit));
@@ -389,6 +396,11 @@ void Committer::group_done() {
         unsaved_pages_.set(blocks.begin.value / kBlocksPerPage,
                            div_ceil(blocks.end.value, kBlocksPerPage));
     });
+    if (FVD_PLANT(commit_too_much)) {
+        for (uint64_t b = 0; b < current_.bits(); b++) {
+            current_.test(b) ? committed_.set(b, b + 1) : void();
+        }
+    }
     head_ += group_.count;
     durable_tail_ = tail_;
 }
@@ -396,6 +408,9 @@ void Committer::group_done() {
 /* The records never became durable: their pages are pending again. The units may not have a header
  * yet, so every page that was passed is looked at: those that differ are pending. */
 void Committer::group_failed() {
+    if (FVD_PLANT(forget_failed_group)) {
+        return;
+    }
     const uint64_t words_a_page = kBlocksPerPage / 64;
     for (uint64_t page = 0; page < pending_pages_.bits(); page++) {
         const uint64_t end = std::min((page + 1) * words_a_page, current_.words());

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "fvd/base/arith.h"
+#include "fvd/base/plant.h"
 #include "fvd/engine/image.h"
 
 namespace fvd {
@@ -21,7 +22,8 @@ bool Image::all_here(BlockRange blocks) const {
 
 /* The last block ends where the base ends. */
 uint64_t Image::block_end(uint64_t block) const {
-    return std::min((block + 1) * header_.block_size, tracked_size_);
+    const uint64_t end = (block + 1) * header_.block_size;
+    return FVD_PLANT(copy_past_base) ? end : std::min(end, tracked_size_);
 }
 
 Placement Image::where(uint64_t offset, uint64_t length) const {
@@ -34,6 +36,9 @@ Placement Image::where(uint64_t offset, uint64_t length) const {
     const bool here = current_.test(first);
     const uint64_t run_end = current_.run_end(first, blocks.end.value, here);
     const uint64_t end = offset + length;
+    if (!here && FVD_PLANT(run_from_first_bit)) {
+        return {true, length, 0};
+    }
     if (!here) {
         return {true, std::min(block_end(run_end - 1), end) - offset, 0};
     }

@@ -6,6 +6,7 @@
  */
 #include <cerrno>
 
+#include "fvd/base/plant.h"
 #include "fvd/engine/image.h"
 
 namespace fvd {
@@ -39,7 +40,7 @@ Status Image::write(uint64_t offset, uint64_t length, GuestBuffer from, uint32_t
     }
     const Status status =
         first_write(blocks, offset, length, from, flags & ~static_cast<uint32_t>(FVD_REQ_FUA));
-    const bool durable = (flags & FVD_REQ_FUA) != 0;
+    const bool durable = (flags & FVD_REQ_FUA) != 0 && !FVD_PLANT(ignore_fua);
     return status.ok() && durable ? committer_.flush() : status;
 }
 
@@ -57,7 +58,13 @@ Status Image::first_write(BlockRange blocks, uint64_t offset, uint64_t length, G
     } else if (committer_.failed()) {
         status = -EIO;
     } else {
+        if (FVD_PLANT(record_before_data)) {
+            committer_.record(blocks);
+        }
         status = copy_and_write(blocks, offset, length, from, flags);
+        if (FVD_PLANT(swallow_error)) {
+            status = Status();
+        }
         if (status.ok()) {
             committer_.record(blocks);
         }
@@ -83,10 +90,10 @@ Status Image::copy_and_write(BlockRange blocks, uint64_t offset, uint64_t length
     const uint64_t last = blocks.end.value - 1;
     const uint64_t end = offset + length;
     Edges edges{{offset, offset}, {end, end}};
-    if (!current_.test(first)) {
+    if (!current_.test(first) && !FVD_PLANT(forget_head)) {
         edges.head.begin = first * header_.block_size;
     }
-    if (!current_.test(last) && end < block_end(last)) {
+    if (!current_.test(last) && end < block_end(last) && !FVD_PLANT(forget_tail)) {
         edges.tail.end = block_end(last);
     }
 
@@ -132,7 +139,15 @@ Status Image::copy_and_write(BlockRange blocks, uint64_t offset, uint64_t length
     return host_.write(FVD_FILE_DATA, data_at(edges.head.begin), {slices, count}, flags);
 }
 
-Status Image::flush() { return committer_.flush(); }
+/* Without a bitmap nothing of ours hangs on a flush: whether one that failed may be tried again is for
+ * the storage to say, as it is for a raw disk. */
+Status Image::flush() {
+    if (tracked_size_ == 0) {
+        host_.announce(FVD_EVENT_COMMIT_FLUSH);
+        return host_.flush(FVD_FILE_DATA);
+    }
+    return committer_.flush();
+}
 
 Status Image::commit() {
     return writable_ && tracked_size_ != 0 ? committer_.commit() : Status();
@@ -151,7 +166,7 @@ bool Image::cuts_missing_block(BlockRange blocks, uint64_t offset, uint64_t leng
     const uint64_t last = blocks.end.value - 1;
     const bool cuts_first = offset % header_.block_size != 0 && !current_.test(blocks.begin.value);
     const bool cuts_last = offset + length < block_end(last) && !current_.test(last);
-    return cuts_first || cuts_last;
+    return (cuts_first || cuts_last) && !FVD_PLANT(zero_cut_block);
 }
 
 Status Image::write_zeroes(uint64_t offset, uint64_t length, uint32_t flags) {

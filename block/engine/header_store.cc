@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <iterator>
 
+#include "fvd/base/plant.h"
 namespace fvd {
 
 Result<ChosenHeader> load_header(Host& host) {
@@ -46,6 +47,9 @@ constexpr Step kSteps[] = {
 
 Status update_header(Host& host, Header& header, HeaderSlot* first, bool* flush_failed) {
     *flush_failed = false;
+    if (FVD_PLANT(header_copy_always_first)) {
+        *first = HeaderSlot::copy;
+    }
     {
         HostLock lock(host);
         header.generation++;
@@ -63,7 +67,7 @@ Status update_header(Host& host, Header& header, HeaderSlot* first, bool* flush_
             return status;
         }
         host.announce(step.flush_event);
-        status = host.flush(FVD_FILE_IMAGE);
+        status = FVD_PLANT(header_without_flush) && i == 0 ? Status() : host.flush(FVD_FILE_IMAGE);
         if (!status.ok()) {
             *flush_failed = true;
             return status;

@@ -3,6 +3,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "fvd/base/plant.h"
 #include "fvd/engine/header_store.h"
 #include "fvd/engine/image.h"
 
@@ -23,6 +24,9 @@ Status Image::make_empty() {
     FVD_ASSERT(started_ && writable_ && locks_.empty());
     if (tracked_size_ == 0) {
         return header_.has_base() ? Status(-ENOTSUP) : Status();
+    }
+    if (FVD_PLANT(empty_before_base)) {
+        (void)host_.discard(FVD_FILE_DATA, data_at(0), tracked_size_).ok();
     }
     const Status status = committer_.forget_all();
     if (!status.ok()) {

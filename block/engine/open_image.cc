@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "fvd/base/arith.h"
+#include "fvd/base/plant.h"
 #include "fvd/engine/header_store.h"
 #include "fvd/engine/image.h"
 #include "fvd/format/recovery.h"
@@ -90,7 +91,7 @@ Error Image::start(StartMode mode) {
     FVD_ASSERT(!started_);
     /* What a killed process wrote may be in a cache only: a header that is good to read but not durable
      * must not be the reason to write over the other one. */
-    if (mode == StartMode::writable) {
+    if (mode == StartMode::writable && !FVD_PLANT(header_not_durable)) {
         if (Status status = host_.flush(FVD_FILE_IMAGE); !status.ok()) {
             return Error::make(status.value(), "the image cannot be flushed");
         }
@@ -114,7 +115,7 @@ Error Image::start(StartMode mode) {
             return error;
         }
     }
-    if (writable_ && settle) {
+    if ((writable_ || FVD_PLANT(write_read_only)) && settle) {
         if (Status status = committer_.settle(); !status.ok()) {
             return Error::make(status.value(), "recovered metadata cannot be written");
         }
@@ -132,7 +133,8 @@ Error Image::recover(bool* settle) {
     if (current) {
         host_.warn("marked clean, but the journal holds current records: replaying them");
     }
-    if (!header_.clean_shutdown || current) {
+    const bool skip = FVD_PLANT(skip_replay_read_only) && !writable_;
+    if ((!header_.clean_shutdown || current) && !skip) {
         ReplayPlan plan;
         if (Error error = scan_journal(&plan); !error.ok()) {
             return error;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "fvd/engine/range_lock.h"
 
+#include "fvd/base/plant.h"
 namespace fvd {
 
 namespace {
@@ -27,7 +28,7 @@ void RangeLocks::acquire(Host& host, Node& node) {
     node.next = nullptr;
     (last_ != nullptr ? last_->next : first_) = &node;
     last_ = &node;
-    while (must_wait(node)) {
+    while (must_wait(node) && !FVD_PLANT(no_range_lock)) {
         node.waiting = true;
         host.park();
     }
@@ -38,7 +39,8 @@ void RangeLocks::release(Host& host, Node& node) {
     (node.previous != nullptr ? node.previous->next : first_) = node.next;
     (node.next != nullptr ? node.next->previous : last_) = node.previous;
     for (Node* later = node.next; later != nullptr; later = later->next) {
-        if (later->waiting && overlap(later->range, node.range) && !must_wait(*later)) {
+        if (later->waiting && overlap(later->range, node.range) && !must_wait(*later) &&
+            !FVD_PLANT(lose_waiter)) {
             later->waiting = false;
             host.wake(later->task);
         }

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "fvd/base/arith.h"
+#include "fvd/base/plant.h"
 
 namespace fvd {
 
@@ -32,7 +33,7 @@ void JournalScan::add(uint64_t ring_index, ConstBytes unit) {
     /* decode() proved tail <= start of the group <= sequence. A group that would reach round the
      * ring to its own tail cannot have been written: the tail is still needed. */
     const uint64_t before_group = header.sequence - header.group_index - header.tail_sequence;
-    if (header.epoch != epoch_ || header.sequence % units != ring_index || before_group >= units ||
+    if ((header.epoch != epoch_ && !FVD_PLANT(ignore_epoch)) || header.sequence % units != ring_index || before_group >= units ||
         header.group_size > units - before_group) {
         return;
     }
@@ -59,7 +60,7 @@ ReplayPlan JournalScan::plan() const {
     while (plan.end_sequence <= newest_.sequence && has(plan.end_sequence)) {
         ++plan.end_sequence;
     }
-    plan.damaged = plan.end_sequence < group_start;
+    plan.damaged = plan.end_sequence < (FVD_PLANT(ignore_gap) ? newest_.sequence : group_start);
     for (uint64_t rest = plan.end_sequence; rest <= newest_.sequence; ++rest) {
         plan.torn_units += has(rest);
     }

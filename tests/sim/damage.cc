@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "damage.h"
+
+#include "fvd/engine/image.h"
+#include "fvd/format/journal_unit.h"
+#include "fvd/format/layout.h"
+#include "fvd/verbs.h"
+#include "world.h"
+
+namespace fvd::sim {
+
+namespace {
+
+constexpr int kImagesAWorld = 60;
+
+enum class Kind { flip, lost_write, misdirected };
+
+struct Harm {
+    Kind kind = Kind::flip;
+    bool in_header = false;
+    uint64_t at = 0; /* offset of the first byte */
+    std::vector<std::byte> bytes;
+    std::string text;
+};
+
+/* What a flip or a stray write does to one sector of header or journal. */
+Harm draw_harm(Rng& rng, const Medium& medium, const Regions& regions) {
+    Harm harm;
+    harm.in_header = rng.chance(30);
+    const ByteRange region = harm.in_header ? regions.header : regions.journal;
+    constexpr uint64_t kSector = 512;
+    const uint64_t sectors = region.count() / kSector;
+    /* The start of the ring is where the units of a short life are. */
+    const uint64_t reach = rng.chance(70) ? std::min<uint64_t>(sectors, 16) : sectors;
+    harm.at = region.begin + rng.below(reach) * kSector;
+    harm.bytes.resize(kSector);
+    medium.read(0, harm.at, harm.bytes);
+    const uint64_t kind = rng.below(10);
+    if (kind < 7) {
+        const uint64_t bit = rng.below(kSector * 8);
+        harm.bytes[bit / 8] ^= std::byte{1} << (bit % 8);
+        harm.text = "bit " + std::to_string(bit) + " flipped in the sector at offset ";
+    } else if (kind < 9) {
+        harm.kind = Kind::lost_write;
+        std::fill(harm.bytes.begin(), harm.bytes.end(), std::byte{0});
+        harm.text = "zeros instead of the sector at offset ";
+    } else {
+        harm.kind = Kind::misdirected;
+        medium.read(0, region.begin + rng.below(reach) * kSector, harm.bytes);
+        harm.text = "another sector of the region at offset ";
+    }
+    harm.text += std::to_string(harm.at);
+    return harm;
+}
+
+/* The last commit is what a cut may have torn: losing it looks like a cut, and no format can tell. */
+bool hits_newest_group(const Harm& harm, const Medium& medium, const Header& header) {
+    uint64_t newest_start = 0;
+    uint64_t hit = UINT64_MAX;
+    std::vector<std::byte> unit(header.journal_unit);
+    for (uint64_t place = 0; place < header.journal_units(); place++) {
+        const uint64_t at = header.journal_offset + place * header.journal_unit;
+        medium.read(0, at, unit);
+        const auto view = UnitView::decode(unit, header.image_id);
+        if (!view || view->header().epoch != header.journal_epoch) {
+            continue;
+        }
+        const UnitHeader& h = view->header();
+        newest_start = std::max(newest_start, h.sequence - h.group_index);
+        if (harm.at >= at && harm.at < at + header.journal_unit) {
+            hit = h.sequence;
+        }
+    }
+    return hit != UINT64_MAX && hit >= newest_start;
+}
+
+class DamagedImages {
+  public:
+    DamagedImages(World& world, uint64_t seed) : world_(world), rng_(mix(seed, 0xDA)) {
+        world.leave_medium(medium_);
+    }
+
+    std::optional<Violation> run() {
+        WriteLog log;
+        DirectHost host(medium_, world_.base(), world_.shape().separate_data, log);
+        Image image(host);
+        if (!image.load().ok()) {
+            return Violation{"P5", "the image that is to be damaged does not open"};
+        }
+        header_ = image.header();
+        const Regions regions = regions_of(header_);
+        for (int i = 0; i < kImagesAWorld; i++) {
+            const Harm harm = draw_harm(rng_, medium_, regions);
+            if (harm.in_header || !regions.journal.empty()) {
+                if (auto broken = try_harm(harm)) {
+                    return broken;
+                }
+            }
+        }
+        return {};
+    }
+
+  private:
+    std::optional<Violation> try_harm(const Harm& harm) {
+        const bool excused = !harm.in_header && hits_newest_group(harm, medium_, header_);
+        WriteLog log;
+        medium_.write(0, harm.at, harm.bytes, log);
+        const auto broken = judge(harm, excused);
+        medium_.undo(log);
+        return broken;
+    }
+
+    std::optional<Violation> judge(const Harm& harm, bool excused) {
+        WriteLog log;
+        DirectHost host(medium_, world_.base(), world_.shape().separate_data, log);
+        Image image(host);
+        Error error = image.load();
+        if (error.ok()) {
+            error = image.start(StartMode::read_only);
+        }
+        if (!error.ok()) {
+            return {}; /* detected */
+        }
+        GuestMemory memory;
+        memory.bytes.resize(world_.shape().virtual_size);
+        if (!image.read(0, world_.shape().virtual_size, {&memory, 0}, 0).ok()) {
+            return {};
+        }
+        const uint32_t size = world_.shape().cell_size;
+        for (uint64_t cell = 0; cell < world_.reference().cells(); cell++) {
+            const Value seen = stamp::read(&memory.bytes[cell * size], size, cell);
+            const bool invented = seen == kAlien || seen == kTrap;
+            const bool legal = world_.reference().legal_after_cut(cell, seen);
+            if (invented || (!legal && !excused)) {
+                return Violation{"P9", "undetected damage (" + harm.text + "): cell " +
+                                           std::to_string(cell) + " reads as " + value_text(seen) +
+                                           "; legal: " +
+                                           world_.reference().legal_text(cell)};
+            }
+        }
+        return {};
+    }
+
+    World& world_;
+    Rng rng_;
+    Medium medium_;
+    Header header_;
+};
+
+}  // namespace
+
+DamageOutcome run_damage(uint64_t seed) {
+    DamageOutcome outcome;
+    outcome.history = random_history(seed);
+    outcome.history.shape.explore_percent = 0;
+    std::erase_if(outcome.history.ops, [](const Op& op) {
+        return op.kind == OpKind::fault || op.kind == OpKind::no_memory;
+    });
+    CrashExplorer explorer;
+    WorldOptions options;
+    options.damage = true;
+    World world(outcome.history, explorer, options);
+    const Outcome run = world.run();
+    outcome.violation = run.violation;
+    if (!outcome.violation) {
+        outcome.violation = DamagedImages(world, seed).run();
+        outcome.images = kImagesAWorld;
+    }
+    return outcome;
+}
+
+}  // namespace fvd::sim

@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "reference_disk.h"
+
+#include <algorithm>
+
+#include "rng.h"
+
+namespace fvd::sim {
+
+ReferenceDisk::ReferenceDisk(uint64_t size, uint32_t cell_size)
+    : cell_size_(cell_size), cells_(size / cell_size) {
+    FVD_ASSERT(size % cell_size == 0);
+    for (uint64_t cell = 0; cell < cells_.size(); cell++) {
+        set_initial(cell, kZero);
+    }
+}
+
+void ReferenceDisk::set_initial(uint64_t cell, Value value) {
+    Write first;
+    first.value = value;
+    first.certain = first.durable = true;
+    first.returned = 0;
+    cells_[cell].writes.assign(1, first);
+    cells_[cell].legal_known = false;
+    expectation_++;
+}
+
+void ReferenceDisk::settle(uint64_t cell, Value value) {
+    Write only;
+    only.value = value;
+    only.certain = only.durable = true;
+    only.issued = only.returned = ++clock_;
+    Cell& c = cells_[cell];
+    if (c.writes.size() != 1 || c.writes[0].value != value) {
+        expectation_++;
+    }
+    c.writes.assign(1, only);
+    c.legal_known = false;
+}
+
+void ReferenceDisk::touch(uint64_t cell) {
+    Cell& c = cells_[cell];
+    c.legal_known = false;
+    if (!c.listed) {
+        c.listed = true;
+        unsettled_.push_back(cell);
+    }
+}
+
+uint64_t ReferenceDisk::write_begins(uint64_t offset, uint64_t length, Value value) {
+    Write write;
+    write.value = value;
+    write.issued = now();
+    write.ticket = ++tickets_;
+    for (uint64_t cell = offset / cell_size_; cell * cell_size_ < offset + length; cell++) {
+        cells_[cell].writes.push_back(write);
+        cells_[cell].written = true;
+        touch(cell);
+    }
+    return write.ticket;
+}
+
+void ReferenceDisk::write_ends(uint64_t ticket, uint64_t offset, uint64_t length, Result result) {
+    const uint64_t moment = now();
+    for (uint64_t cell = offset / cell_size_; cell * cell_size_ < offset + length; cell++) {
+        Cell& c = cells_[cell];
+        for (Write& write : c.writes) {
+            if (write.ticket == ticket) {
+                write.returned = moment;
+                write.certain = result != Result::uncertain;
+                write.durable = result == Result::done_durably;
+            }
+        }
+        c.legal_known = false;
+        if (result == Result::done_durably) {
+            prune(c);
+        }
+    }
+    if (result == Result::done_durably) {
+        expectation_++;
+    }
+}
+
+void ReferenceDisk::flush_ends(uint64_t moment) {
+    bool changed = false;
+    size_t kept = 0;
+    for (const uint64_t cell : unsettled_) {
+        Cell& c = cells_[cell];
+        bool open = false;
+        for (Write& write : c.writes) {
+            if (!write.durable && write.certain && write.returned < moment) {
+                write.durable = true;
+                changed = true;
+            }
+            open |= !write.durable;
+        }
+        c.legal_known = false;
+        prune(c);
+        c.listed = open;
+        if (open) {
+            unsettled_[kept++] = cell;
+        }
+    }
+    unsettled_.resize(kept);
+    expectation_ += changed;
+}
+
+void ReferenceDisk::cache_was_lost() {
+    for (const uint64_t cell : unsettled_) {
+        Cell& c = cells_[cell];
+        for (Write& write : c.writes) {
+            if (!write.durable) {
+                write.certain = false;
+            }
+        }
+        c.legal_known = false;
+    }
+}
+
+/* Forget writes that no cut can show again; a read in flight may still see them. */
+void ReferenceDisk::prune(Cell& cell) {
+    if (reads_ != 0) {
+        return;
+    }
+    uint64_t newest = 0;
+    for (const Write& write : cell.writes) {
+        if (write.durable) {
+            newest = std::max(newest, write.issued);
+        }
+    }
+    std::erase_if(cell.writes, [newest](const Write& w) { return w.returned < newest; });
+}
+
+bool ReferenceDisk::legal_at_read(uint64_t cell, Value value, uint64_t begun) const {
+    uint64_t newest = 0;
+    for (const Write& write : cells_[cell].writes) {
+        if (write.certain && write.returned < begun) {
+            newest = std::max(newest, write.issued);
+        }
+    }
+    return std::any_of(cells_[cell].writes.begin(), cells_[cell].writes.end(), [&](const Write& w) {
+        return w.value == value && w.returned >= newest;
+    });
+}
+
+const std::vector<Value>& ReferenceDisk::legal_after_cut(uint64_t cell) {
+    Cell& c = cells_[cell];
+    if (!c.legal_known) {
+        uint64_t newest = 0;
+        for (const Write& write : c.writes) {
+            if (write.durable) {
+                newest = std::max(newest, write.issued);
+            }
+        }
+        c.legal.clear();
+        for (const Write& write : c.writes) {
+            if (write.returned >= newest) {
+                c.legal.push_back(write.value);
+            }
+        }
+        c.legal_known = true;
+    }
+    return c.legal;
+}
+
+bool ReferenceDisk::legal_after_cut(uint64_t cell, Value value) {
+    const auto& legal = legal_after_cut(cell);
+    return std::find(legal.begin(), legal.end(), value) != legal.end();
+}
+
+uint64_t ReferenceDisk::exact_expectation() {
+    uint64_t sum = 0;
+    for (uint64_t cell = 0; cell < cells_.size(); cell++) {
+        uint64_t values = 0;
+        for (const Value value : legal_after_cut(cell)) {
+            values += mix(value + 1);
+        }
+        sum += mix(values, cell);
+    }
+    return sum;
+}
+
+std::string value_text(Value value) {
+    switch (value) {
+        case kZero:
+            return "zeros";
+        case kBase:
+            return "base image";
+        case kTrap:
+            return "old bytes of the medium";
+        case kAlien:
+            return "bytes nobody wrote";
+        default:
+            return "write #" + std::to_string(value);
+    }
+}
+
+std::string ReferenceDisk::legal_text(uint64_t cell) {
+    std::string text;
+    for (const Value value : legal_after_cut(cell)) {
+        text += (text.empty() ? "" : " | ") + value_text(value);
+    }
+    return text;
+}
+
+}  // namespace fvd::sim

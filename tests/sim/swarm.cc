@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Random histories. Each seed leaves some operations out and favours others (swarm testing): a history
+ * of every kind at once reaches the deep corners of none.
+ */
+#include <algorithm>
+
+#include "world.h"
+
+namespace fvd::sim {
+
+namespace {
+
+constexpr uint64_t kSector = 512;
+
+void draw_devices(Rng& rng, Shape& shape) {
+    const bool large_unit = rng.chance(25);
+    shape.device_unit = large_unit ? 4096 : 512;
+    shape.journal_unit = large_unit || rng.chance(20) ? 4096 : 512;
+    shape.request_align = large_unit ? 4096 : 512;
+    shape.separate_data = rng.chance(30);
+    shape.host_discards = rng.chance(70);
+    shape.host_zeroes = rng.chance(70);
+    if (!large_unit && rng.chance(20)) {
+        shape.cell_size = shape.request_align = 64;
+    }
+}
+
+void draw_sizes(Rng& rng, Shape& shape) {
+    const uint64_t align = std::max<uint64_t>(shape.request_align, kSector);
+    const uint64_t sizes[] = {16384, 32768, 32768, 65536, 65536, 131072};
+    shape.virtual_size = rng.pick(sizes);
+    if (rng.chance(30)) {
+        shape.virtual_size -= align * rng.below(std::min<uint64_t>(8, shape.virtual_size / align)); /* odd, but legal */
+    }
+    const uint64_t blocks[] = {512, 1024, 1536, 2048, 4096, 4096, 7680, 8192, 15872, 16384};
+    shape.block_size = rng.pick(blocks);
+    shape.has_base = rng.chance(92);
+    shape.presets = rng.chance(30);
+    shape.base_size = shape.virtual_size;
+    const uint64_t kind = rng.below(100);
+    if (kind < 20) {
+        shape.base_size = kSector * rng.between(1, shape.virtual_size / kSector);
+    } else if (kind < 35) {
+        shape.base_size += kSector * rng.between(1, 64);
+    }
+    shape.base_size = shape.has_base ? shape.base_size : 0;
+}
+
+void draw_effort(Rng& rng, Shape& shape, size_t ops) {
+    const uint32_t depths[] = {1, 1, 2, 4, 8, 16, 64};
+    shape.depth = rng.pick(depths);
+    /* So that a seed costs about the same however long its history is. */
+    shape.explore_percent = ops < 40 ? 40 : ops < 120 ? 10 : 4;
+    shape.budget = 16;
+    shape.nested_percent = 15;
+}
+
+struct Weights {
+    uint64_t of[static_cast<size_t>(OpKind::count)] = {};
+    uint64_t total = 0;
+
+    OpKind draw(Rng& rng) const {
+        uint64_t left = rng.below(total);
+        size_t kind = 0;
+        while (left >= of[kind]) {
+            left -= of[kind++];
+        }
+        return static_cast<OpKind>(kind);
+    }
+};
+
+Weights draw_weights(Rng& rng, bool faults) {
+    Weights weights;
+    constexpr uint64_t factors[] = {0, 1, 4, 4, 4, 12};
+    for (size_t k = 0; k < std::size(weights.of); k++) {
+        const auto kind = static_cast<OpKind>(k);
+        const bool is_fault = kind == OpKind::fault || kind == OpKind::no_memory;
+        weights.of[k] = operation(kind).weight * rng.pick(factors);
+        if (is_fault && !faults) {
+            weights.of[k] = 0;
+        }
+    }
+    weights.of[0] = std::max<uint64_t>(weights.of[0], 40); /* a world nobody writes to is dull */
+    for (const uint64_t weight : weights.of) {
+        weights.total += weight;
+    }
+    return weights;
+}
+
+/* Many flushes, each with a new block: the ring goes round and its tail moves. */
+void make_ring_history(Rng& rng, History& history) {
+    Shape& shape = history.shape;
+    shape = {};
+    shape.virtual_size = shape.base_size = 131072;
+    shape.block_size = 512;
+    shape.depth = rng.chance(50) ? 1 : 4;
+    shape.explore_percent = 3;
+    shape.budget = 12;
+    shape.nested_percent = 10;
+    shape.separate_data = rng.chance(30);
+    shape.journal_unit = rng.chance(25) ? 4096 : 512;
+    std::vector<uint64_t> order(shape.virtual_size / 512);
+    for (size_t i = 0; i < order.size(); i++) {
+        std::swap(order[i] = i, order[rng.below(i + 1)]);
+    }
+    const size_t flushes = rng.between(90, 220);
+    size_t burst = 0; /* so many writes without a flush: a group of several units */
+    for (size_t i = 0; i < flushes; i++) {
+        Op op;
+        op.kind = OpKind::write;
+        op.offset = order[i] * 512;
+        op.length = 512;
+        history.ops.push_back(op);
+        burst = burst != 0 ? burst - 1 : rng.chance(4) ? rng.between(30, 70) : 0;
+        if (burst != 0) {
+            continue;
+        }
+        op = {};
+        op.kind = rng.chance(3) ? OpKind::fault : OpKind::flush;
+        if (op.kind == OpKind::fault) {
+            operation(op.kind).draw(rng, shape, op);
+            op.a = 1u << static_cast<unsigned>(rng.chance(80) ? CallKind::write : CallKind::flush);
+            op.b = 0;
+        }
+        history.ops.push_back(op);
+        if (rng.below(200) == 0) {
+            op = {};
+            op.kind = rng.chance(50) ? OpKind::cut : OpKind::reopen;
+            history.ops.push_back(op);
+        }
+    }
+}
+
+}  // namespace
+
+History random_history(uint64_t seed) {
+    Rng rng(mix(seed, 0x5EED));
+    History history;
+    history.seed = seed;
+    if (seed % 8 == 3) {
+        make_ring_history(rng, history);
+    } else {
+        draw_devices(rng, history.shape);
+        draw_sizes(rng, history.shape);
+        const size_t lengths[] = {8, 20, 40, 80, 150, 300};
+        const size_t count = rng.between(4, rng.pick(lengths));
+        draw_effort(rng, history.shape, count);
+        const Weights weights = draw_weights(rng, rng.chance(40));
+        for (size_t i = 0; i < count; i++) {
+            Op op;
+            op.kind = weights.draw(rng);
+            operation(op.kind).draw(rng, history.shape, op);
+            history.ops.push_back(op);
+        }
+    }
+    for (size_t i = 0; i < history.ops.size(); i++) {
+        history.ops[i].number = i;
+    }
+    return history;
+}
+
+}  // namespace fvd::sim

@@ -1,0 +1,325 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The scheduler, and what it watches. Sessions and power are in world_session.cc. */
+#include "world.h"
+
+#include "fvd/base/plant.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+namespace fvd::sim {
+
+namespace {
+
+/* Room for header, bitmap, journal and the start of data, which layouts put at 1 MiB. */
+constexpr uint64_t kMetadataRoom = uint64_t{1} << 20;
+
+uint64_t image_capacity(const Shape& shape) {
+    return kMetadataRoom + (shape.separate_data ? 0 : shape.virtual_size + 65536);
+}
+
+uint64_t data_capacity(const Shape& shape) {
+    return shape.separate_data ? shape.virtual_size + 65536 : 4096;
+}
+
+constexpr uint64_t kMostSteps = 2'000'000; /* a world that needs more hangs */
+
+}  // namespace
+
+World::World(const History& history, CrashExplorer& explorer, const WorldOptions& options)
+    : history_(history),
+      explorer_(explorer),
+      options_(options),
+      rng_(mix(history.seed, 0x5C4ED)),
+      image_disk_(0, history.shape.device_unit, image_capacity(history.shape)),
+      data_disk_(1, history.shape.device_unit, data_capacity(history.shape)),
+      reference_(history.shape.virtual_size, history.shape.cell_size),
+      host_(*this, image_disk_, data_disk_, base_, history.shape.separate_data,
+            Rng(mix(history.seed, 0x4057))),
+      oracle_(image_disk_, history.shape.separate_data ? data_disk_ : image_disk_) {
+    host_.discards = history.shape.host_discards;
+    host_.zeroes = history.shape.host_zeroes;
+}
+
+World::~World() = default;
+
+Outcome World::run() {
+    fill_base();
+    create();
+    if (FVD_PLANT(canary)) {
+        fail("P0", "the canary is planted");
+    }
+    if (!violation_) {
+        ExplorerOptions explore;
+        explore.budget = shape().budget;
+        explore.nested_percent = shape().nested_percent;
+        explore.exact_memory = options_.exact_memory;
+        explorer_.begin(image_disk_, data_disk_, &base_, shape().separate_data, &reference_,
+                        shape().virtual_size, explore, history_.seed);
+        image_disk_.take_changed();
+        data_disk_.take_changed();
+        if (options_.first_fault && options_.fault_open) {
+            host_.add_fault(*options_.first_fault);
+        }
+        open();
+        if (options_.first_fault && !options_.fault_open) {
+            host_.add_fault(*options_.first_fault);
+        }
+        for (uint64_t steps = 0; !violation_ && step(); steps++) {
+            if (steps == kMostSteps) {
+                fail("P5", "the world does not come to an end");
+            }
+        }
+        if (!violation_) {
+            options_.damage ? last_flush() : last_look();
+        }
+    }
+    if (explorer_.violation() && !violation_) {
+        violation_ = explorer_.violation();
+    }
+    /* Let every fiber end, so that stacks hold nothing. */
+    powered_ = false;
+    host_.set_power(false);
+    drain();
+    image_.reset();
+    if (!violation_ && host_.allocated() != 0) {
+        violation_ = Violation{"P5", "the core kept memory after its end"};
+    }
+    return {violation_, host_.calls(), host_.faults_hit(), trace_, operations_};
+}
+
+/* ------------------------------------------------------------------------------ the scheduler */
+
+void World::spawn(std::function<void()> body) {
+    fibers_.push_back(pool_.start(std::move(body)));
+}
+
+void World::resume_one(size_t index) {
+    Fiber* fiber = fibers_[index];
+    fiber->resume();
+    if (fiber->finished()) {
+        fibers_.erase(std::find(fibers_.begin(), fibers_.end(), fiber));
+        pool_.recycle(fiber);
+    }
+}
+
+bool World::issue_next() {
+    if (next_op_ >= history_.ops.size() || alone_) {
+        return false;
+    }
+    const Op& op = history_.ops[next_op_];
+    if (op.kind == OpKind::cut || op.kind == OpKind::kill) {
+        next_op_++;
+        operations_++;
+        op.kind == OpKind::cut ? power_cut() : kill();
+        return true;
+    }
+    const Operation& what = operation(op.kind);
+    if (quiet_running_) {
+        return false;
+    }
+    if (what.quiet ? in_flight_ != 0 || background_ != 0 : in_flight_ >= shape().depth) {
+        return false;
+    }
+    next_op_++;
+    operations_++;
+    in_flight_++;
+    quiet_running_ = what.quiet;
+    if (logging()) {
+        event("begin #" + std::to_string(op.number) + " " + op_text(op));
+    }
+    spawn([this, &op, &what] {
+        what.run(*this, op);
+        in_flight_--;
+        if (what.quiet) {
+            quiet_running_ = false;
+        }
+    });
+    return true;
+}
+
+void World::fire_timers() {
+    for (unsigned t = 0; t < FVD_TIMER_COUNT; t++) {
+        const bool due = host_.deadline[t] != 0 && host_.deadline[t] <= host_.now_ms;
+        /* Timers may be late, and never fire while the image is being opened or closed. */
+        if (due && !quiet_running_ && !alone_ && image_ != nullptr && rng_.chance(30)) {
+            host_.deadline[t] = 0;
+            background_++;
+            if (logging()) {
+                event("timer fires");
+            }
+            spawn([this, t] {
+                image_->timer_expired(static_cast<Timer>(t));
+                background_--;
+            });
+        }
+    }
+}
+
+/* One thing happens. False when nothing is left to do. */
+bool World::step() {
+    host_.now_ms += rng_.below(3);
+    fire_timers();
+    size_t ready[64];
+    size_t ready_count = 0;
+    for (size_t i = 0; i < fibers_.size() && ready_count < 64; i++) {
+        if (fibers_[i]->ready) {
+            ready[ready_count++] = i;
+        }
+    }
+    const size_t io_count = host_.pending().size();
+    if (urgent_ != nullptr) {
+        const auto at = std::find(fibers_.begin(), fibers_.end(), std::exchange(urgent_, nullptr));
+        resume_one(static_cast<size_t>(at - fibers_.begin()));
+        return true;
+    }
+    /* A world of one request at a time is served in order; others by chance. */
+    const uint64_t dice = shape().depth == 1 ? 0 : rng_.below(100);
+    if (ready_count != 0 && (dice < 50 || io_count == 0)) {
+        resume_one(ready[rng_.below(ready_count)]);
+    } else if (dice >= 50 && dice < 75 && issue_next()) {
+        /* more in flight */
+    } else if (io_count != 0) {
+        const size_t which = rng_.below(io_count);
+        const PendingIo& io = *host_.pending()[which];
+        trace_ = mix(trace_, io.offset * 8 + static_cast<uint64_t>(io.kind));
+        if (logging()) {
+            constexpr const char* names[] = {"read", "write", "zeroes", "discard", "flush"};
+            event(std::string("  done ") + names[static_cast<size_t>(io.kind)] + " " +
+                  file_name(io.file) + " " + std::to_string(io.offset) + "+" +
+                  std::to_string(io.length));
+        }
+        host_.finish(which);
+    } else if (ready_count != 0) {
+        resume_one(ready[rng_.below(ready_count)]);
+    } else if (!issue_next()) {
+        if (in_flight_ != 0 || background_ != 0) {
+            fail("P5", "requests wait for each other for ever");
+        }
+        return false;
+    }
+    explore_if_wanted();
+    return true;
+}
+
+void World::explore_if_wanted() {
+    const bool wanted = look_now_ || (pending_changed_ && rng_.chance(shape().explore_percent));
+    if (wanted && !violation_ && powered_) {
+        explorer_.explore(image_disk_, data_disk_);
+        look_now_ = false;
+    }
+    pending_changed_ = false;
+    if (explorer_.violation() && !violation_) {
+        violation_ = explorer_.violation();
+        event("BROKEN " + violation_->promise + ": " + violation_->text);
+    }
+}
+
+void World::drain() {
+    while (!fibers_.empty()) {
+        bool progress = false;
+        while (!host_.pending().empty()) {
+            host_.finish(host_.pending().size() - 1);
+            progress = true;
+        }
+        for (size_t i = 0; i < fibers_.size();) {
+            if (fibers_[i]->ready) {
+                const size_t before = fibers_.size();
+                resume_one(i);
+                progress = true;
+                i += fibers_.size() == before;
+            } else {
+                i++;
+            }
+        }
+        if (!progress) {
+            fail("P5", "requests wait for ever after the power went");
+            return;
+        }
+    }
+}
+
+void World::run_in_fiber(std::function<void()> body) {
+    const auto done = std::make_shared<bool>(false); /* the fiber may outlive this call */
+    const bool was_alone = std::exchange(alone_, true);
+    spawn([done, inside = std::move(body)] {
+        inside();
+        *done = true;
+    });
+    while (!*done && !violation_ && step()) {
+        /* nothing else is issued meanwhile */
+    }
+    alone_ = was_alone;
+}
+
+/* ------------------------------------------------------------------------------ what it watches */
+
+void World::write_enters(File file, uint64_t offset, ConstBytes bytes) {
+    if (const auto broken = oracle_.write_enters(file, offset, bytes)) {
+        fail(broken->promise.c_str(), broken->text);
+    }
+    if (image_ == nullptr || !oracle_.is_metadata(file, offset)) {
+        return;
+    }
+    if (oracle_.condition_failed(*image_)) {
+        fail("I13", "a failed image writes metadata at offset " + std::to_string(offset));
+    }
+}
+
+void World::flush_completes(File) {
+    /* Everything uncertain now is less so in a moment. */
+    if (rng_.chance(shape().explore_percent)) {
+        look_now_ = true;
+        explore_if_wanted();
+    }
+}
+
+void World::flush_failed(File, Fiber* who) {
+    urgent_ = who;
+    flush_failures_++;
+    reference_.cache_was_lost();
+    event("a flush failed and the cache is lost");
+}
+
+void World::host_broken(const char* promise, const std::string& text) { fail(promise, text); }
+
+void World::fail(const char* promise, const std::string& text) {
+    if (!violation_ && powered_) {
+        violation_ = Violation{promise, text};
+        event(std::string("BROKEN ") + promise + ": " + text);
+    }
+}
+
+void World::event(const std::string& text) {
+    if (options_.log != nullptr) {
+        std::fprintf(options_.log, "%8llu ms  %s\n", clock(), text.c_str());
+    }
+}
+
+void World::finished(const Op& op, const std::string& outcome) {
+    trace_ = mix(trace_, op.number * 64 + outcome.size());
+    if (logging()) {
+        event("end   #" + std::to_string(op.number) + " " + outcome);
+    }
+}
+
+void World::judge_status(const Op& op, Status status) {
+    finished(op, status.ok() ? "ok" : "error " + std::to_string(-status.value()));
+    if (!powered_) {
+        return;
+    }
+    const Fiber* self = Fiber::current();
+    if (!status.ok() && host_.faults_hit() == session_faults_) {
+        fail("P7", op_text(op) + " failed with error " + std::to_string(-status.value()) +
+                       " although nothing went wrong below");
+    }
+    const bool guest = op.kind == OpKind::read || op.kind == OpKind::write ||
+                       op.kind == OpKind::write_zeroes || op.kind == OpKind::flush;
+    const bool hit = self->saw_data_error || self->saw_flush_error;
+    if (status.ok() && guest && hit) {
+        fail("P7", op_text(op) + " succeeded although I/O of its own failed");
+    }
+}
+
+}  // namespace fvd::sim

@@ -1,0 +1,396 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Creating, opening and closing the image of a world, and the power going. */
+#include <algorithm>
+#include <cerrno>
+
+#include "fvd/verbs.h"
+#include "world.h"
+
+namespace fvd::sim {
+
+void World::fill_base() {
+    const Shape& s = shape();
+    base_.assign(s.has_base ? s.base_size : 0, std::byte{0});
+    Rng holes(mix(history_.seed, 0xBA5E));
+    for (uint64_t cell = 0; cell < reference_.cells(); cell++) {
+        reference_.set_initial(cell, kZero);
+    }
+    constexpr uint64_t kStretch = 4096; /* holes come in pieces of this */
+    bool hole = false;
+    for (uint64_t at = 0; at < base_.size(); at += s.cell_size) {
+        if (at % kStretch == 0) {
+            hole = s.presets && holes.chance(30);
+        }
+        const uint64_t cell = at / s.cell_size;
+        stamp::fill(&base_[at], s.cell_size, hole ? kZero : kBase, cell);
+        if (cell < reference_.cells()) {
+            reference_.set_initial(cell, hole ? kZero : kBase);
+        }
+    }
+}
+
+void World::create() {
+    const Shape& s = shape();
+    fvd_create_options options{};
+    options.virtual_size = s.virtual_size;
+    options.base_img = s.has_base ? "base.img" : nullptr;
+    options.base_img_fmt = s.has_base ? "raw" : nullptr;
+    options.base_size = s.base_size;
+    options.presets = s.presets;
+    options.data_file = s.separate_data ? "data.raw" : nullptr;
+    options.data_file_fmt = s.separate_data ? "raw" : nullptr;
+    options.block_size = s.has_base ? s.block_size : 0;
+    options.journal_size = s.has_base ? s.journal_unit * s.journal_units : 0;
+    options.journal_unit = s.has_base ? s.journal_unit : 0;
+    Medium medium;
+    medium.load(image_disk_, data_disk_);
+    WriteLog log;
+    DirectHost direct(medium, base_, s.separate_data, log);
+    direct.set_random(Rng(mix(history_.seed, 0x1D)));
+    const Error error = create_image(direct, options);
+    if (!error.ok()) {
+        fail("P5", std::string("create failed: ") + error.text);
+        return;
+    }
+    SimDisk* disks[] = {&image_disk_, &data_disk_};
+    for (const LogStep& step : log.steps) {
+        for (size_t i = step.first; i < step.end; i++) {
+            const LoggedUnit& unit = log.units[i];
+            disks[step.disk]->write_through(unit.unit * medium.unit(),
+                                            {&log.arena[unit.new_at], medium.unit()});
+        }
+    }
+    image_disk_.set_length(medium.length(0));
+    data_disk_.set_length(medium.length(1));
+    plant_traps();
+}
+
+/* Blocks that are still in the base get old bytes under them, as a used medium has. */
+void World::plant_traps() {
+    Medium medium;
+    medium.load(image_disk_, data_disk_);
+    WriteLog log;
+    DirectHost direct(medium, base_, shape().separate_data, log);
+    Image image(direct);
+    Error error = image.load();
+    if (error.ok()) {
+        error = image.start(StartMode::read_only);
+    }
+    if (!error.ok()) {
+        fail("P5", std::string("a fresh image does not open: ") + error.text);
+        return;
+    }
+    const uint32_t size = shape().cell_size;
+    SimDisk& disk = shape().separate_data ? data_disk_ : image_disk_;
+    std::vector<std::byte> trap(size);
+    for (uint64_t at = 0; at < shape().virtual_size; at += size) {
+        if (image.where(at, size).in_base && at + size <= base_.size()) {
+            stamp::fill(trap.data(), size, kTrap, at / size);
+            disk.write_through(image.header().data_offset + at, trap);
+        }
+    }
+    oracle_.begin_image(image.header());
+    (void)image.stop().ok();
+}
+
+bool World::start_session(StartMode mode) {
+    session_faults_ = host_.faults_hit();
+    flush_failures_ = 0;
+    Error error = Error::none();
+    if (image_ == nullptr || rng_.chance(50)) {
+        image_ = std::make_unique<Image>(host_);
+        error = image_->load();
+    }
+    if (error.ok()) {
+        error = image_->start(mode);
+    }
+    if (error.ok() || !powered_) {
+        return error.ok();
+    }
+    if (host_.faults_hit() == session_faults_) {
+        fail("P5", std::string("the image does not open: ") + error.text);
+    }
+    return false;
+}
+
+/* A failed open may be tried again once the fault is gone, and must then work. */
+void World::start_surely() {
+    if (start_session(StartMode::writable) || !powered_ || violation_) {
+        return;
+    }
+    event("open failed; the fault is lifted and it is tried again");
+    image_.reset();
+    host_.lift_faults();
+    image_disk_.evict_cache();
+    data_disk_.evict_cache();
+    host_.suspend_faults(true);
+    start_session(StartMode::writable);
+    host_.suspend_faults(false);
+}
+
+void World::open() {
+    run_in_fiber([this] { start_surely(); });
+}
+
+bool World::read_everything(GuestMemory& memory) {
+    memory.bytes.assign(shape().virtual_size, std::byte{0});
+    return image_->read(0, shape().virtual_size, {&memory, 0}, 0).ok();
+}
+
+void World::judge_read(const GuestMemory& memory, uint64_t offset, uint64_t begun) {
+    const uint32_t size = shape().cell_size;
+    for (uint64_t at = 0; at < memory.bytes.size(); at += size) {
+        const uint64_t cell = (offset + at) / size;
+        const Value seen = stamp::read(&memory.bytes[at], size, cell);
+        if (!reference_.legal_at_read(cell, seen, begun)) {
+            fail(reference_.never_written(cell) ? "P3" : "P7",
+                 "a read of sector " + std::to_string((offset + at) / 512) + " (offset " +
+                     std::to_string(offset + at) + ") shows " + value_text(seen) +
+                     "; legal after a cut: " + reference_.legal_text(cell));
+            return;
+        }
+    }
+}
+
+void World::close_and_open(bool flush_first, bool read_only_between) {
+    close(flush_first);
+    if (!powered_) {
+        return;
+    }
+    if (read_only_between && start_session(StartMode::read_only) && powered_) {
+        look_read_only();
+    }
+    if (powered_ && !violation_) {
+        start_surely();
+    }
+}
+
+void World::close(bool flush_first) {
+    if (flush_first) {
+        const uint64_t moment = reference_.now();
+        const uint64_t failures = flush_failures_;
+        if (image_->flush().ok() && powered_) {
+            flushed(moment, failures);
+        }
+    }
+    const Status stopped = image_->stop();
+    if (!powered_) {
+        return;
+    }
+    if (!stopped.ok()) {
+        if (host_.faults_hit() == session_faults_) {
+            fail("P7", "closing failed although nothing went wrong below");
+        }
+        image_.reset();
+        reference_.cache_was_lost(); /* whoever closed was told */
+        event("closing failed; the fault is lifted");
+    }
+    host_.deadline[FVD_TIMER_COMMIT] = 0;
+    host_.lift_faults();
+    if (flush_failures_ != 0) {
+        image_disk_.evict_cache();
+        data_disk_.evict_cache();
+    }
+}
+
+void World::look_read_only() {
+    GuestMemory memory;
+    const uint64_t begun = reference_.now();
+    oracle_.set_read_only(true);
+    if (read_everything(memory) && powered_) {
+        judge_read(memory, 0, begun);
+    }
+    (void)image_->stop().ok();
+    oracle_.set_read_only(false);
+}
+
+/* Faults stay armed: a check meets them as a request does, and its repair must leave the image whole. */
+void World::check_image_file(bool repair) {
+    const bool had_faults = host_.has_faults();
+    close(true);
+    if (!powered_ || violation_) {
+        return;
+    }
+    const uint64_t faults = host_.faults_hit();
+    fvd_check_result result{};
+    const Error error = check_image(host_, repair ? FVD_FIX_ERRORS : FVD_FIX_NONE, &result);
+    const bool silent = result.corruptions == 0 && result.leaks == 0 && result.check_errors == 0;
+    if (powered_ && host_.faults_hit() == faults && !had_faults && (!error.ok() || !silent)) {
+        fail("P9", std::string("check complains about an image at rest: ") + error.text);
+    }
+    host_.lift_faults();
+    if (flush_failures_ != 0) {
+        image_disk_.evict_cache();
+        data_disk_.evict_cache();
+    }
+    if (powered_ && !violation_) {
+        start_surely();
+    }
+}
+
+void World::flushed(uint64_t moment, uint64_t failures_when_issued) {
+    /* Without a bitmap flushes are the storage's own affair. */
+    if (failures_when_issued != 0 && shape().has_base) {
+        fail("R13", "a flush succeeded although one before it failed");
+    }
+    reference_.flush_ends(moment);
+    look_now_ = look_now_ || rng_.chance(std::max(shape().explore_percent, 30u));
+}
+
+void World::commit_to_base() {
+    if (!shape().has_base || !image_->flush().ok() || !powered_ || flush_failures_ != 0) {
+        return;
+    }
+    GuestMemory memory;
+    const uint64_t begun = reference_.now();
+    if (!read_everything(memory) || !powered_) {
+        return;
+    }
+    judge_read(memory, 0, begun);
+    const uint32_t size = shape().cell_size;
+    for (uint64_t cell = 0; cell < reference_.cells(); cell++) {
+        if ((cell + 1) * size <= base_.size()) {
+            std::copy_n(&memory.bytes[cell * size], size, &base_[cell * size]);
+            reference_.settle(cell, stamp::read(&memory.bytes[cell * size], size, cell));
+        }
+    }
+    explorer_.base_changed();
+    if (image_->make_empty().ok() && powered_) {
+        oracle_.forget_blocks();
+        event("the image is empty");
+    }
+}
+
+/* ------------------------------------------------------------------------------ power */
+
+void World::power_cut() {
+    event("POWER CUT");
+    explorer_.explore(image_disk_, data_disk_);
+    if (explorer_.violation()) {
+        return;
+    }
+    const std::vector<Candidate> candidates =
+        CrashExplorer::candidates_of(image_disk_, data_disk_);
+    CutStates states(candidates, rng_);
+    const Choice choice = states.random_choice();
+    std::vector<std::vector<std::byte>> kept(candidates.size());
+    for (size_t i = 0; i < candidates.size(); i++) {
+        if (choice[i] != 0) {
+            const std::byte* bytes = candidates[i].options[choice[i] - 1u].bytes;
+            kept[i].assign(bytes, bytes + image_disk_.unit());
+        }
+    }
+    end_of_process();
+    SimDisk* disks[] = {&image_disk_, &data_disk_};
+    for (size_t i = 0; i < candidates.size(); i++) {
+        if (!kept[i].empty()) {
+            disks[candidates[i].disk]->settle(candidates[i].unit, kept[i]);
+        }
+    }
+    image_disk_.after_cut();
+    data_disk_.after_cut();
+    host_.set_power(true);
+    powered_ = true;
+    open();
+    judge_after_death(true);
+}
+
+/* SIGKILL: the process is gone, the device's cache is not. What was acknowledged and not flushed may be
+ * lost all the same, and nothing that is read now is durable yet. */
+void World::kill() {
+    event("KILL");
+    end_of_process();
+    image_disk_.end_in_flight(rng_);
+    data_disk_.end_in_flight(rng_);
+    host_.set_power(true);
+    powered_ = true;
+    if (flush_failures_ != 0) {
+        image_disk_.evict_cache();
+        data_disk_.evict_cache();
+    }
+    reference_.cache_was_lost();
+    open();
+    judge_after_death(false);
+}
+
+void World::end_of_process() {
+    powered_ = false;
+    host_.set_power(false);
+    drain();
+    image_.reset();
+    host_.deadline[FVD_TIMER_COMMIT] = 0;
+    host_.lift_faults();
+    pending_changed_ = look_now_ = false;
+    urgent_ = nullptr;
+}
+
+void World::judge_after_death(bool settle) {
+    if (violation_) {
+        return;
+    }
+    host_.suspend_faults(true); /* this is the simulator's own look */
+    run_in_fiber([this, settle] {
+        GuestMemory memory;
+        if (!read_everything(memory)) {
+            fail("P5", "a read after a cut failed");
+            return;
+        }
+        const uint32_t size = shape().cell_size;
+        for (uint64_t cell = 0; cell < reference_.cells(); cell++) {
+            const Value seen = stamp::read(&memory.bytes[cell * size], size, cell);
+            if (!reference_.legal_after_cut(cell, seen)) {
+                fail("P1", "after a cut sector " + std::to_string(cell * size / 512) + " reads as " +
+                               value_text(seen) + "; legal: " + reference_.legal_text(cell));
+                return;
+            }
+            if (settle) {
+                reference_.settle(cell, seen);
+            }
+        }
+    });
+    host_.suspend_faults(false);
+}
+
+/* For damage: all that was written is durable, and much of it only in the journal. */
+void World::last_flush() {
+    run_in_fiber([this] {
+        const uint64_t moment = reference_.now();
+        const uint64_t failures = flush_failures_;
+        if (image_->flush().ok()) {
+            flushed(moment, failures);
+        }
+    });
+    SimDisk* disks[] = {&image_disk_, &data_disk_};
+    for (SimDisk* disk : disks) {
+        disk->flush_done(disk->flush_issued());
+    }
+}
+
+/* The end: everything is closed, opened again, read, closed, and cut one last time. */
+void World::last_look() {
+    run_in_fiber([this] {
+        close_and_open(true, true);
+        host_.suspend_faults(true);
+        GuestMemory memory;
+        const uint64_t begun = reference_.now();
+        if (image_ == nullptr || violation_) {
+            return;
+        }
+        if (!read_everything(memory)) {
+            fail("P7", "a read failed although no fault is left");
+            return;
+        }
+        judge_read(memory, 0, begun);
+        if (!image_->stop().ok()) {
+            fail("P7", "closing failed although no fault is left");
+        }
+    });
+    if (!violation_) {
+        explorer_.explore(image_disk_, data_disk_);
+        if (explorer_.violation()) {
+            violation_ = explorer_.violation();
+        }
+    }
+}
+
+}  // namespace fvd::sim
