@@ -4,7 +4,7 @@
 import calls
 import contenders
 import loads
-from contenders import FVD, GIB, KIB, MIB, QCOW2, RAW, SCRATCH, TIB
+from contenders import GIB, KIB, MIB, RAW, SCRATCH, TIB
 from report import Table, size
 
 STRIDE = 2 * MIB

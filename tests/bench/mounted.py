@@ -3,9 +3,7 @@
 system, with so few dirty pages allowed that it reaches the disk."""
 
 import contextlib
-import os
 import pathlib
-import shutil
 import signal
 import statistics
 import subprocess
@@ -13,7 +11,7 @@ import time
 
 import contenders
 import loads
-from contenders import FVD, GIB, MIB, QCOW2, RAW, SCRATCH
+from contenders import GIB, MIB, RAW, SCRATCH
 from report import Table, interleaved, ratio, spread
 
 VM = pathlib.Path("/proc/sys/vm")

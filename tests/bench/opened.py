@@ -5,10 +5,9 @@ import statistics
 
 import contenders
 import loads
-from contenders import FVD, GIB, KIB, MIB, RAW, SCRATCH, TIB
+from contenders import GIB, KIB, MIB, RAW, SCRATCH, TIB
 from report import Table, interleaved
 
-IMAGE_NAMES = "open-{}"
 
 
 def large_image(plan):

@@ -7,7 +7,7 @@ import statistics
 
 import contenders
 import loads
-from contenders import FVD, KIB, MIB, QCOW2, RAW, SCRATCH
+from contenders import KIB, MIB, QCOW2, RAW, SCRATCH
 from report import Table, interleaved, ratio, spread
 
 IMAGE, BASE = SCRATCH / "image", SCRATCH / "base"
@@ -26,20 +26,20 @@ def cpu(plan):
         contenders.create(contender, images[contender.name], disk, BASE)
         loads.fill(contender, images[contender.name], disk)
     tables = [cpu_table(plan, compared, images, count, *mode)
-              for mode in (("threads", "writeback"), ("native", "none"))]
+              for mode in (("threads", "writeback", 9), ("native", "none", 5))]
     for contender in compared:
         contenders.remove(contender, images[contender.name])
     BASE.unlink()
     return tables
 
 
-def cpu_table(plan, compared, images, count, aio, cache):
+def cpu_table(plan, compared, images, count, aio, cache, full_rounds):
     table = Table(
         f"Reads and overwrites of data that is here: CPU time, aio={aio}, cache={cache}",
         f"`qemu-img bench`, {count} requests of 4 KiB, 16 in flight, user and system time of the process, on "
         "one processor. Median of the ratios of neighbouring runs to raw (their middle half); for raw, "
         "microseconds a request.", ["", *(c.name for c in compared)])
-    rounds = plan.turns(3, 9)
+    rounds = plan.turns(3, full_rounds)
     for label, write in (("read", False), ("overwrite", True)):
         seconds = interleaved(compared, rounds, lambda contender, _: loads.cpu_seconds(
             loads.PINNED + loads.bench(contender, images[contender.name], count, write=write, depth=16,
@@ -56,50 +56,80 @@ def cpu_table(plan, compared, images, count, aio, cache):
 
 # ------------------------------------------------------------------ random first writes over a base
 
-def random_over_base(plan):
-    disk, count, flush = 256 * MIB, 1024 if plan.quick else 4096, 32
-    contenders.make_base(BASE, disk)
-    compared = [plan.all[0], RAW_FULL, *plan.all[1:]]
+DISK, DEPTH, FLUSH = 256 * MIB, 8, 32
+
+
+def over_base(plan):
+    contenders.make_base(BASE, DISK)
     full = SCRATCH / "full"
     shutil.copyfile(BASE, full)
     contenders.settle(RAW_FULL, full)
-
-    def measure(contender, turn):
-        image = full if contender == RAW_FULL else contenders.create(contender, IMAGE, disk, BASE)
-        found = loads.fio_over_nbd(contender, image, count=count, depth=8, flush=flush, cache="none",
-                                   seed=turn + 1)
-        if contender != RAW_FULL:
-            contenders.remove(contender, image)
-        return found
-
-    results = interleaved(compared, plan.turns(3, 7), measure)
-    table = Table(
-        f"Random first writes over a base, 8 in flight, flush each {flush}, cache=none",
-        f"fio over NBD (`--rw=randwrite --bs=4k --iodepth=8 --fsync={flush}`), {count} writes, no place "
-        "twice, fresh images. *raw* is a sparse file without base, *raw full* a whole copy of the base.",
-        ["", *(c.name for c in compared)])
-    fill_in_base_rows(table, compared, results, count)
-    for contender in plan.fvd:
-        seconds = seconds_of(results)
-        table.at_least(f"{contender.name}: speed / qcow2's", ratio(seconds, QCOW2.name, contender.name), 3.49)
-        table.at_most(f"{contender.name}: time / raw's", ratio(seconds, contender.name, RAW.name), 1.15)
+    tables = [spread_writes(plan, full), random_writes(plan, full)]
     full.unlink()
     BASE.unlink()
-    return [table.end()]
+    return tables
 
 
-def seconds_of(results):
-    return {name: [seconds for seconds, _ in found] for name, found in results.items()}
+def fresh_images(write, full):
+    """A measure that gives everyone a fresh image; the whole copy of the base is never fresh."""
+    def measure(contender, turn):
+        if contender == RAW_FULL:
+            return write(contender, full, turn)
+        image = contenders.create(contender, IMAGE, DISK, BASE)
+        found = write(contender, image, turn)
+        contenders.remove(contender, image)
+        return found
+    return measure
 
 
-def fill_in_base_rows(table, compared, results, count):
-    seconds = table.samples["seconds"] = seconds_of(results)
+def with_full_copy(plan):
+    return [plan.all[0], RAW_FULL, *plan.all[1:]]
+
+
+def spread_writes(plan, full):
+    """In one process, so that nothing but the formats is compared. qemu-img bench knows no random places; steps
+    of the golden ratio of the disk come to each block once, and never near the last ones."""
+    count = 1024 if plan.quick else 4096
+    step = (int(DISK // (4 * KIB) * 0.6180339887) | 1) * 4 * KIB
+    compared = with_full_copy(plan)
+    seconds = interleaved(compared, plan.turns(3, 7), fresh_images(
+        lambda contender, image, _: loads.bench_seconds(loads.bench(
+            contender, image, count, write=True, step=step, depth=DEPTH, flush=FLUSH, cache="none")), full))
+    table = Table(
+        f"Scattered first writes over a base, {DEPTH} in flight, flush each {FLUSH}, cache=none",
+        f"`qemu-img bench -w -s 4096 -S {step} -d {DEPTH} --flush-interval={FLUSH} -t none`, {count} writes all over "
+        "the disk, fresh images. *raw* is a sparse file without base, *raw full* a whole copy of the base.",
+        ["", *(c.name for c in compared)])
+    add_speed_rows(table, compared, seconds, count)
+    for contender in plan.fvd:
+        table.at_least(f"{contender.name}: speed / qcow2's", ratio(seconds, QCOW2.name, contender.name), 3.49)
+        table.at_most(f"{contender.name}: time / raw's", ratio(seconds, contender.name, RAW.name), 1.15)
+    return table.end()
+
+
+def random_writes(plan, full):
+    """With a client: what is left of the difference when each write also makes its way through NBD."""
+    count = 512 if plan.quick else 2048
+    compared = with_full_copy(plan)
+    results = interleaved(compared, plan.turns(1, 3), fresh_images(
+        lambda contender, image, turn: loads.fio_over_nbd(
+            contender, image, count=count, depth=DEPTH, flush=FLUSH, cache="none", seed=turn + 1), full))
+    table = Table(
+        f"Random first writes over a base through NBD, {DEPTH} in flight, flush each {FLUSH}, cache=none",
+        f"fio (`--ioengine=nbd --rw=randwrite --bs=4k --iodepth={DEPTH} --fsync={FLUSH}`) and qemu-nbd, {count} "
+        "writes, no place twice, fresh images.", ["", *(c.name for c in compared)])
+    add_speed_rows(table, compared, {n: [s for s, _ in found] for n, found in results.items()}, count)
     written = {name: statistics.median(number for _, number in found) for name, found in results.items()}
+    table.add("bytes to disk / guest's", [f"{written[c.name] / (count * 4 * KIB):.2f}" for c in compared])
+    return table.end()
+
+
+def add_speed_rows(table, compared, seconds, count):
+    table.samples["seconds"] = seconds
     table.add("writes a second", [f"{count / statistics.median(seconds[c.name]):.0f}" for c in compared])
     table.add("time / raw's", [f"{ratio(seconds, c.name, RAW.name):.2f}" for c in compared])
     table.add("middle half", [spread(seconds, c.name, RAW.name) for c in compared])
     table.add("speed / qcow2's", [f"{ratio(seconds, QCOW2.name, c.name):.2f}" for c in compared])
-    table.add("bytes to disk / guest's", [f"{written[c.name] / (count * 4 * KIB):.2f}" for c in compared])
 
 
 # ------------------------------------------------------------------ fills without a base
