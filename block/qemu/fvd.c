@@ -884,6 +884,16 @@ fvd_co_check(BlockDriverState *bs, BdrvCheckResult *result, BdrvCheckMode fix)
 /* The data file cannot be changed by a reopen, and there is nothing else. */
 static const char *const fvd_mutable_opts[] = { NULL };
 
+/*
+ * There are no internal snapshots. Without this, QEMU would look for them in
+ * the file below, and call the driver back between closing and opening it.
+ */
+static int GRAPH_UNLOCKED fvd_snapshot_goto(BlockDriverState *bs,
+                                            const char *snapshot_id)
+{
+    return -ENOTSUP;
+}
+
 static BlockDriver bdrv_fvd = {
     .format_name                = "fvd",
     .instance_size              = sizeof(BDRVFvdState),
@@ -920,6 +930,7 @@ static BlockDriver bdrv_fvd = {
     .bdrv_co_get_info           = fvd_co_get_info,
     .bdrv_get_specific_info     = fvd_get_specific_info,
 
+    .bdrv_snapshot_goto         = fvd_snapshot_goto,
     .bdrv_make_empty            = fvd_bdrv_make_empty,
     .bdrv_co_change_backing_file = fvd_co_change_backing_file,
     .bdrv_co_check              = fvd_co_check,
