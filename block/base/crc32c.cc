@@ -10,7 +10,8 @@ extern "C" {
 namespace fvd {
 
 uint32_t crc32c(ConstBytes bytes, uint32_t previous) {
-    /* ISA-L counts in int, takes a pointer to non-const, and leaves both inversions to its caller. */
+    /* ISA-L counts in int, takes a pointer to non-const, and leaves both inversions to its caller.
+     */
     uint32_t crc = ~previous;
     while (!bytes.empty()) {
         const size_t step = std::min<size_t>(bytes.size(), size_t{1} << 30);

@@ -19,8 +19,7 @@ class TableHost final : public Host {
     Status read(File file, uint64_t offset, std::span<const Slice> to, uint32_t flags) override {
         return ops_.read(host_, file, offset, to.data(), to.size(), flags);
     }
-    Status write(File file, uint64_t offset, std::span<const Slice> from,
-                 uint32_t flags) override {
+    Status write(File file, uint64_t offset, std::span<const Slice> from, uint32_t flags) override {
         return ops_.write(host_, file, offset, from.data(), from.size(), flags);
     }
     Status write_zeroes(File file, uint64_t offset, uint64_t length, uint32_t flags) override {
@@ -34,8 +33,7 @@ class TableHost final : public Host {
     Status resize(File file, uint64_t length, Preallocation mode) override {
         return ops_.resize(host_, file, length, mode);
     }
-    Status extent(File file, uint64_t offset, uint64_t length, bool* zero,
-                  uint64_t* run) override {
+    Status extent(File file, uint64_t offset, uint64_t length, bool* zero, uint64_t* run) override {
         return ops_.extent(host_, file, offset, length, zero, run);
     }
     bool has_zero_init(File file) override { return ops_.has_zero_init(host_, file); }
@@ -109,10 +107,12 @@ int fvd_start(fvd_image* image, fvd_start_mode mode, fvd_error* error) {
     return report(image->image.start(static_cast<StartMode>(mode)), error);
 }
 
-int fvd_stop(fvd_image* image) { return image->image.stop().value(); }
+int fvd_stop(fvd_image* image) {
+    return image->image.stop().value();
+}
 
-int fvd_read(fvd_image* image, uint64_t offset, uint64_t length, void* guest,
-             uint64_t guest_offset, uint32_t flags) {
+int fvd_read(fvd_image* image, uint64_t offset, uint64_t length, void* guest, uint64_t guest_offset,
+             uint32_t flags) {
     return image->image.read(offset, length, {guest, guest_offset}, flags).value();
 }
 
@@ -129,7 +129,9 @@ int fvd_discard(fvd_image* image, uint64_t offset, uint64_t length) {
     return image->image.discard(offset, length).value();
 }
 
-int fvd_flush(fvd_image* image) { return image->image.flush().value(); }
+int fvd_flush(fvd_image* image) {
+    return image->image.flush().value();
+}
 
 void fvd_where(fvd_image* image, uint64_t offset, uint64_t length, fvd_place* place, uint64_t* run,
                uint64_t* data_offset) {
@@ -139,21 +141,33 @@ void fvd_where(fvd_image* image, uint64_t offset, uint64_t length, fvd_place* pl
     *data_offset = found.data_offset;
 }
 
-bool fvd_is_clean(fvd_image* image) { return image->image.is_clean(); }
+bool fvd_is_clean(fvd_image* image) {
+    return image->image.is_clean();
+}
 
-bool fvd_needs_base(fvd_image* image) { return image->image.needs_base(); }
+bool fvd_needs_base(fvd_image* image) {
+    return image->image.needs_base();
+}
 
-void fvd_get_info(fvd_image* image, fvd_info* info) { image->image.describe(info); }
+void fvd_get_info(fvd_image* image, fvd_info* info) {
+    image->image.describe(info);
+}
 
-int fvd_make_empty(fvd_image* image) { return image->image.make_empty().value(); }
+int fvd_make_empty(fvd_image* image) {
+    return image->image.make_empty().value();
+}
 
 int fvd_set_base(fvd_image* image, const char* name, const char* format, fvd_error* error) {
     return report(image->image.set_base(name, format), error);
 }
 
-void fvd_timer_expired(fvd_image* image, fvd_timer timer) { image->image.timer_expired(timer); }
+void fvd_timer_expired(fvd_image* image, fvd_timer timer) {
+    image->image.timer_expired(timer);
+}
 
-int fvd_commit(fvd_image* image) { return image->image.commit().value(); }
+int fvd_commit(fvd_image* image) {
+    return image->image.commit().value();
+}
 
 int fvd_create(const fvd_host_ops* ops, void* host, const fvd_create_options* options,
                fvd_error* error) {

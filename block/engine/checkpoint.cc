@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Sessions, checkpoints and the clean mark: everything that moves changes to their home or writes the
- * header.
+ * Sessions, checkpoints and the clean mark: everything that moves changes to their home or writes
+ * the header.
  */
 #include <algorithm>
 #include <cerrno>
@@ -35,8 +35,8 @@ void Committer::set_mark(bool clean) {
     header_.autoclear_features &= kKnownAutoclear;
 }
 
-/* The mark goes away, and a new epoch voids whatever the ring holds, before the first record. Changes
- * that only the ring of the old epoch knows must be at home before that. */
+/* The mark goes away, and a new epoch voids whatever the ring holds, before the first record.
+ * Changes that only the ring of the old epoch knows must be at home before that. */
 Status Committer::begin_session() {
     Status status = checkpoint();
     if (!status.ok()) {
@@ -118,7 +118,8 @@ Status Committer::write_pages(uint64_t begin, uint64_t end) {
 /* The epoch grows once more, so that the ring holds nothing current (I8). */
 Status Committer::mark_clean() {
     set_mark(true);
-    /* Even if this fails: which epoch is on disk is not known then, so the next record needs its own. */
+    /* Even if this fails: which epoch is on disk is not known then, so the next record needs its
+     * own. */
     session_open_ = false;
     return save_header();
 }

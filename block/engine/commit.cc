@@ -63,8 +63,8 @@ Error Committer::begin(BlockBitmap current, BlockBitmap unsaved_pages) {
 
 /* ------------------------------------------------------------------------------- recording */
 
-/* busy_ goes up before the bits: whoever finds a bit set, and the image quiet after that, knows that
- * the bit is durable. */
+/* busy_ goes up before the bits: whoever finds a bit set, and the image quiet after that, knows
+ * that the bit is durable. */
 void Committer::record(BlockRange blocks) {
     if (blocks.empty()) {
         return;
@@ -105,10 +105,11 @@ void Committer::update_busy() {
 void Committer::fail(const char* what) {
     if (!failed_.exchange(true, std::memory_order_acq_rel)) {
         char sentence[200];
-        std::snprintf(sentence, sizeof(sentence),
-                      "%s failed: what was written since the last flush may be lost; no metadata is "
-                      "written until the image is opened again",
-                      what);
+        std::snprintf(
+            sentence, sizeof(sentence),
+            "%s failed: what was written since the last flush may be lost; no metadata is "
+            "written until the image is opened again",
+            what);
         host_.warn(sentence);
     }
 }
@@ -119,7 +120,8 @@ Status Committer::flush_file(File file, Event event, const char* what) {
     if (!status.ok() && !FVD_PLANT(flush_fails_unnoticed)) {
         fail(what);
     }
-    /* A flush beside this one may have failed and taken the cache with it: success says nothing then. */
+    /* A flush beside this one may have failed and taken the cache with it: success says nothing
+     * then. */
     const bool ignored = FVD_PLANT(flush_beside_failed) || FVD_PLANT(write_when_failed);
     return failed() && !ignored ? status.or_else(-EIO) : status;
 }
@@ -144,8 +146,8 @@ Status Committer::commit() {
     return quiet() ? Status() : join();
 }
 
-/* Not inlined: the compiler would otherwise suspect that `me` outlives its task's stack. serve() takes
- * every waiter off the list before its task goes on. */
+/* Not inlined: the compiler would otherwise suspect that `me` outlives its task's stack. serve()
+ * takes every waiter off the list before its task goes on. */
 [[gnu::noinline]] void Committer::enqueue(Waiter& me) {
     me.ticket = ++requested_;
     me.task = host_.current_task();

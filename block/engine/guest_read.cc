@@ -54,8 +54,8 @@ Status Image::read(uint64_t offset, uint64_t length, GuestBuffer to, uint32_t fl
         const Slice slice = guest_slice(to.handle, to.offset, place.run);
         const File file = place.in_base ? FVD_FILE_BASE : FVD_FILE_DATA;
         host_.announce(place.in_base ? FVD_EVENT_READ_BASE : FVD_EVENT_READ_IMAGE);
-        const Status status = host_.read(file, place.in_base ? offset : place.data_offset,
-                                         {&slice, 1}, flags);
+        const Status status =
+            host_.read(file, place.in_base ? offset : place.data_offset, {&slice, 1}, flags);
         if (!status.ok()) {
             return status;
         }

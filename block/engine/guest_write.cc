@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Writes. A request whose blocks are all here goes straight to the data file. A first write to a block
- * holds a range lock, copies from the base only what the guest does not write, and writes old and new
- * with one request.
+ * Writes. A request whose blocks are all here goes straight to the data file. A first write to a
+ * block holds a range lock, copies from the base only what the guest does not write, and writes old
+ * and new with one request.
  */
 #include <cerrno>
 
@@ -117,8 +117,8 @@ Status Image::copy_and_write(BlockRange blocks, uint64_t offset, uint64_t length
         host_.announce(FVD_EVENT_COW_READ);
         return read_bytes(host_, FVD_FILE_BASE, at, to);
     };
-    Status status = together ? copy(buffer.bytes(), edges.head.begin)
-                             : copy(head, edges.head.begin);
+    Status status =
+        together ? copy(buffer.bytes(), edges.head.begin) : copy(head, edges.head.begin);
     if (status.ok() && !together) {
         status = copy(tail, edges.tail.begin);
     }
@@ -139,8 +139,8 @@ Status Image::copy_and_write(BlockRange blocks, uint64_t offset, uint64_t length
     return host_.write(FVD_FILE_DATA, data_at(edges.head.begin), {slices, count}, flags);
 }
 
-/* Without a bitmap nothing of ours hangs on a flush: whether one that failed may be tried again is for
- * the storage to say, as it is for a raw disk. */
+/* Without a bitmap nothing of ours hangs on a flush: whether one that failed may be tried again is
+ * for the storage to say, as it is for a raw disk. */
 Status Image::flush() {
     if (tracked_size_ == 0) {
         host_.announce(FVD_EVENT_COMMIT_FLUSH);
@@ -206,13 +206,14 @@ Status Image::zero_missing(BlockRange blocks, uint64_t offset, uint64_t length, 
     return status;
 }
 
-/* Whole blocks that are still in the base become zeros here, if that costs no data: then they are never
- * fetched. Parts of blocks, and hosts that cannot, keep what is there; a discard is only advice. */
+/* Whole blocks that are still in the base become zeros here, if that costs no data: then they are
+ * never fetched. Parts of blocks, and hosts that cannot, keep what is there; a discard is only
+ * advice. */
 Status Image::discard_missing(uint64_t offset, uint64_t length) {
     const uint64_t block = header_.block_size;
     const uint64_t begin = offset % block == 0 ? offset : offset - offset % block + block;
-    const uint64_t end = offset + length == tracked_size_ ? tracked_size_
-                                                          : (offset + length) / block * block;
+    const uint64_t end =
+        offset + length == tracked_size_ ? tracked_size_ : (offset + length) / block * block;
     if (begin >= end) {
         return {};
     }

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "fvd/base/plant.h"
+#include "fvd/base/utf8.h"
 #include "fvd/engine/header_store.h"
 #include "fvd/engine/image.h"
 
@@ -18,8 +19,8 @@ bool Image::is_clean() const {
     return header_.clean_shutdown;
 }
 
-/* The base has all that is forgotten (a commit has just written it), so a crash half-way only leaves
- * blocks here that need not be. The data goes only after the bits are durably clear. */
+/* The base has all that is forgotten (a commit has just written it), so a crash half-way only
+ * leaves blocks here that need not be. The data goes only after the bits are durably clear. */
 Status Image::make_empty() {
     FVD_ASSERT(started_ && writable_ && locks_.empty());
     if (tracked_size_ == 0) {
@@ -41,10 +42,11 @@ Error Image::set_base(const char* name, const char* format) {
     const size_t name_length = std::strlen(name);
     const size_t format_length = std::strlen(format);
     if (name_length >= kNameSize || format_length >= kFormatNameSize) {
-        return Error::make(-EINVAL,
-                           "backing file name (%zu bytes) or format (%zu bytes) is too long; at most "
-                           "%zu and %zu bytes",
-                           name_length, format_length, kNameSize - 1, kFormatNameSize - 1);
+        return Error::make(
+            -EINVAL,
+            "backing file name (%zu bytes) or format (%zu bytes) is too long; at most "
+            "%zu and %zu bytes",
+            name_length, format_length, kNameSize - 1, kFormatNameSize - 1);
     }
     char old_name[kNameSize];
     char old_format[kFormatNameSize];

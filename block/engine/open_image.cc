@@ -16,7 +16,9 @@ namespace {
 
 constexpr uint64_t kReadBytes = 1024 * 1024;
 
-unsigned long long print(uint64_t value) { return value; }
+unsigned long long print(uint64_t value) {
+    return value;
+}
 
 std::span<uint64_t> words_of(const HostBuffer& buffer) {
     return {reinterpret_cast<uint64_t*>(buffer.data()), buffer.size() / sizeof(uint64_t)};
@@ -46,8 +48,8 @@ Error Image::load() {
         return chosen.error();
     }
     header_ = chosen.value().header;
-    header_copy_stale_ = chosen.value().primary != CopyState::valid ||
-                         chosen.value().copy != CopyState::valid;
+    header_copy_stale_ =
+        chosen.value().primary != CopyState::valid || chosen.value().copy != CopyState::valid;
     committer_.set_first_slot(expendable_slot(chosen.value()));
     const int64_t length = host_.length(FVD_FILE_IMAGE);
     if (length < 0) {
@@ -67,8 +69,8 @@ Error Image::check_startable() const {
     return Error::none();
 }
 
-/* Create gave the data its whole length; a file that is shorter was cut, and must not read as zeros.
- * An adapter that was told not to open the data file says -ENOMEDIUM. */
+/* Create gave the data its whole length; a file that is shorter was cut, and must not read as
+ * zeros. An adapter that was told not to open the data file says -ENOMEDIUM. */
 Error Image::check_data_length() const {
     const int64_t length = host_.length(FVD_FILE_DATA);
     if (length == -ENOMEDIUM) {
@@ -89,8 +91,8 @@ Error Image::check_data_length() const {
 /* May follow an earlier life (migration hand-over), so everything is read again. */
 Error Image::start(StartMode mode) {
     FVD_ASSERT(!started_);
-    /* What a killed process wrote may be in a cache only: a header that is good to read but not durable
-     * must not be the reason to write over the other one. */
+    /* What a killed process wrote may be in a cache only: a header that is good to read but not
+     * durable must not be the reason to write over the other one. */
     if (mode == StartMode::writable && !FVD_PLANT(header_not_durable)) {
         if (Status status = host_.flush(FVD_FILE_IMAGE); !status.ok()) {
             return Error::make(status.value(), "the image cannot be flushed");
@@ -246,11 +248,12 @@ Error Image::replay(const ReplayPlan& plan) {
         const Error error = read_ring(place, count, [&](uint64_t at, ConstBytes unit) {
             const auto view = UnitView::decode(unit, header_.image_id);
             if (bad.ok() && (!view.has_value() || !apply_unit(*view, target))) {
-                bad = Error::make(-EINVAL,
-                                  "journal unit at offset %llu names blocks outside the bitmap (%llu "
-                                  "blocks) or a table that does not exist",
-                                  print(header_.journal_offset + at * header_.journal_unit),
-                                  print(current_.bits()));
+                bad =
+                    Error::make(-EINVAL,
+                                "journal unit at offset %llu names blocks outside the bitmap (%llu "
+                                "blocks) or a table that does not exist",
+                                print(header_.journal_offset + at * header_.journal_unit),
+                                print(current_.bits()));
             }
         });
         if (!error.ok()) {

@@ -33,7 +33,8 @@ void JournalScan::add(uint64_t ring_index, ConstBytes unit) {
     /* decode() proved tail <= start of the group <= sequence. A group that would reach round the
      * ring to its own tail cannot have been written: the tail is still needed. */
     const uint64_t before_group = header.sequence - header.group_index - header.tail_sequence;
-    if ((header.epoch != epoch_ && !FVD_PLANT(ignore_epoch)) || header.sequence % units != ring_index || before_group >= units ||
+    if ((header.epoch != epoch_ && !FVD_PLANT(ignore_epoch)) ||
+        header.sequence % units != ring_index || before_group >= units ||
         header.group_size > units - before_group) {
         return;
     }

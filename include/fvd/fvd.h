@@ -2,10 +2,10 @@
 #ifndef FVD_FVD_H
 #define FVD_FVD_H
 /*
- * The C ABI of FVD's core: what an adapter (QEMU's glue, a simulator, a thread pool) gives, and what
- * it gets. All sizes and offsets are bytes. Functions return 0 or a negative errno unless they say
- * otherwise. "May suspend" means: must be called from a task (coroutine, fiber, thread), and other
- * tasks may run before it returns.
+ * The C ABI of FVD's core: what an adapter (QEMU's glue, a simulator, a thread pool) gives, and
+ * what it gets. All sizes and offsets are bytes. Functions return 0 or a negative errno unless they
+ * say otherwise. "May suspend" means: must be called from a task (coroutine, fiber, thread), and
+ * other tasks may run before it returns.
  */
 
 #include <stdbool.h>
@@ -18,8 +18,8 @@ extern "C" {
 
 /* ------------------------------------------------------------------ what an adapter gives */
 
-/* The three places that hold bytes. FVD_FILE_DATA is the FVD file itself unless there is a data file;
- * the adapter does that mapping. */
+/* The three places that hold bytes. FVD_FILE_DATA is the FVD file itself unless there is a data
+ * file; the adapter does that mapping. */
 enum fvd_file {
     FVD_FILE_IMAGE = 0, /* header, bitmap, table, journal */
     FVD_FILE_DATA = 1,  /* guest data */
@@ -45,21 +45,21 @@ enum fvd_request_flags {
 
 /* Steps that fault injection can hook; announced before the step. */
 enum fvd_event {
-    FVD_EVENT_READ_IMAGE,     /* guest read of data that is here */
-    FVD_EVENT_READ_BASE,      /* guest read from the base */
-    FVD_EVENT_WRITE_DATA,     /* guest write to data that is here */
-    FVD_EVENT_COW_READ,       /* copy-on-write: reading the rest of a block from the base */
-    FVD_EVENT_COW_WRITE,      /* first write to a block */
-    FVD_EVENT_COMMIT_FLUSH,   /* data flush before records */
-    FVD_EVENT_JOURNAL_WRITE,  /* a group of units */
-    FVD_EVENT_JOURNAL_FLUSH,  /* makes the group durable */
-    FVD_EVENT_HOME_WRITE,     /* checkpoint: bitmap page to its home */
+    FVD_EVENT_READ_IMAGE,    /* guest read of data that is here */
+    FVD_EVENT_READ_BASE,     /* guest read from the base */
+    FVD_EVENT_WRITE_DATA,    /* guest write to data that is here */
+    FVD_EVENT_COW_READ,      /* copy-on-write: reading the rest of a block from the base */
+    FVD_EVENT_COW_WRITE,     /* first write to a block */
+    FVD_EVENT_COMMIT_FLUSH,  /* data flush before records */
+    FVD_EVENT_JOURNAL_WRITE, /* a group of units */
+    FVD_EVENT_JOURNAL_FLUSH, /* makes the group durable */
+    FVD_EVENT_HOME_WRITE,    /* checkpoint: bitmap page to its home */
     FVD_EVENT_HOME_FLUSH,
-    FVD_EVENT_HEADER_COPY,    /* header update, step by step */
+    FVD_EVENT_HEADER_COPY, /* header update, step by step */
     FVD_EVENT_HEADER_COPY_FLUSH,
     FVD_EVENT_HEADER_PRIMARY,
     FVD_EVENT_HEADER_PRIMARY_FLUSH,
-    FVD_EVENT_OPEN_READ,      /* metadata read at open */
+    FVD_EVENT_OPEN_READ, /* metadata read at open */
     FVD_EVENT_COUNT,
 };
 
@@ -80,20 +80,20 @@ struct fvd_host_ops {
                         uint32_t flags);
     int (*discard)(void *host, enum fvd_file file, uint64_t offset, uint64_t length);
     int (*flush)(void *host, enum fvd_file file);
-    /* Length of a file, or a negative errno; -ENOMEDIUM for a data file that was not to be opened. */
+    /* Length of a file, or a negative errno; -ENOMEDIUM for a data file that was not opened. */
     int64_t (*length)(void *host, enum fvd_file file);
     /* Set the length of a file; what is new reads as zeros. -ENOTSUP where the mode or the change
      * is not possible. */
     int (*resize)(void *host, enum fvd_file file, uint64_t length, enum fvd_preallocation mode);
-    /* Does [offset, offset+*run) read as zeros without being read? Sets *zero and *run, 1 <= *run <=
-     * length. */
+    /* Does [offset, offset+*run) read as zeros without being read? Sets *zero and *run, 1 <= *run
+     * <= length. */
     int (*extent)(void *host, enum fvd_file file, uint64_t offset, uint64_t length, bool *zero,
                   uint64_t *run);
     /* True when a fresh file's unwritten areas read as zeros. */
     bool (*has_zero_init)(void *host, enum fvd_file file);
 
-    /* Memory aligned for I/O on every file (at least 4096 bytes when size is larger); NULL when there
-     * is none. Content undefined. */
+    /* Memory aligned for I/O on every file (at least 4096 bytes when size is larger); NULL when
+     * there is none. Content undefined. */
     void *(*allocate)(void *host, size_t size);
     void (*release)(void *host, void *memory);
     /* A buffer of zeros, so that slices of it can stand for zero data. */
@@ -104,14 +104,14 @@ struct fvd_host_ops {
     void (*unlock)(void *host);
     /* The calling task; valid until it returns. */
     void *(*current_task)(void *host);
-    /* With the mutex held: release it, sleep until wake() was called for this task, take it again. A
-     * wake() between release and sleep is not lost. May suspend. */
+    /* With the mutex held: release it, sleep until wake() was called for this task, take it again.
+     * A wake() between release and sleep is not lost. May suspend. */
     void (*park)(void *host);
     /* With the mutex held. */
     void (*wake)(void *host, void *task);
 
-    /* After delay_ms the adapter runs fvd_timer_expired() in a new task. Arming an armed timer moves
-     * it. Called with the mutex held. */
+    /* After delay_ms the adapter runs fvd_timer_expired() in a new task. Arming an armed timer
+     * moves it. Called with the mutex held. */
     void (*arm_timer)(void *host, enum fvd_timer timer, uint64_t delay_ms);
     void (*cancel_timer)(void *host, enum fvd_timer timer);
 
@@ -153,7 +153,7 @@ struct fvd_info {
     bool clean_shutdown;
     bool base_fully_prefetched;
     bool need_zero_init;
-    bool started;             /* the next three are known only then */
+    bool started; /* the next three are known only then */
     uint64_t blocks, blocks_here;
     uint64_t pending_pages; /* pages of the bitmap with uncommitted changes */
     enum fvd_condition condition;
@@ -166,8 +166,8 @@ struct fvd_info {
 int fvd_probe(const void *bytes, size_t length);
 
 /*
- * Open, step one: read the header of FVD_FILE_IMAGE, so that the adapter learns the names of base and
- * data file. May suspend. On success *image must be given to fvd_free().
+ * Open, step one: read the header of FVD_FILE_IMAGE, so that the adapter learns the names of base
+ * and data file. May suspend. On success *image must be given to fvd_free().
  */
 int fvd_load(const struct fvd_host_ops *ops, void *host, fvd_image **image,
              struct fvd_error *error);
@@ -181,10 +181,10 @@ enum fvd_start_mode {
  * again after fvd_stop() (migration hand-over) and re-reads everything. */
 int fvd_start(fvd_image *image, enum fvd_start_mode mode, struct fvd_error *error);
 
-/* Guest requests; may suspend, any number at a time, from any thread. guest is the adapter's buffer.
- * Requests stay inside [0, virtual_size). */
-int fvd_read(fvd_image *image, uint64_t offset, uint64_t length, void *guest,
-             uint64_t guest_offset, uint32_t flags);
+/* Guest requests; may suspend, any number at a time, from any thread. guest is the adapter's
+ * buffer. Requests stay inside [0, virtual_size). */
+int fvd_read(fvd_image *image, uint64_t offset, uint64_t length, void *guest, uint64_t guest_offset,
+             uint32_t flags);
 int fvd_write(fvd_image *image, uint64_t offset, uint64_t length, void *guest,
               uint64_t guest_offset, uint32_t flags);
 /* -ENOTSUP for a range that cuts a block which is still in the base. */
@@ -193,22 +193,22 @@ int fvd_discard(fvd_image *image, uint64_t offset, uint64_t length);
 int fvd_flush(fvd_image *image);
 
 enum fvd_place { FVD_PLACE_BASE, FVD_PLACE_DATA };
-/* Where [offset, offset + *run) is; for FVD_PLACE_DATA *data_offset says where in FVD_FILE_DATA. Does
- * not suspend. */
+/* Where [offset, offset + *run) is; for FVD_PLACE_DATA *data_offset says where in FVD_FILE_DATA.
+ * Does not suspend. */
 void fvd_where(fvd_image *image, uint64_t offset, uint64_t length, enum fvd_place *place,
                uint64_t *run, uint64_t *data_offset);
 
 /* True when blocks can come from the base: there is a bitmap with bits still clear. */
 bool fvd_needs_base(fvd_image *image);
 
-/* The header on disk says that nothing has to be recovered. Cheap, unlike fvd_get_info(), which counts
- * the blocks that are here. */
+/* The header on disk says that nothing has to be recovered. Cheap, unlike fvd_get_info(), which
+ * counts the blocks that are here. */
 bool fvd_is_clean(fvd_image *image);
 
 void fvd_get_info(fvd_image *image, struct fvd_info *info);
 
-/* Change the base named in the header; empty strings: no base any more. May suspend; requests may be
- * in flight. The image was started writable. */
+/* Change the base named in the header; empty strings: no base any more. May suspend; requests may
+ * be in flight. The image was started writable. */
 int fvd_set_base(fvd_image *image, const char *name, const char *format, struct fvd_error *error);
 
 /* Everything below wants a quiet image: no request in flight. May suspend. */
@@ -223,7 +223,7 @@ void fvd_free(fvd_image *image);
 
 /* Called by the adapter in a new task when a timer fired. May suspend. */
 void fvd_timer_expired(fvd_image *image, enum fvd_timer timer);
-/* Commit what is pending, e.g. when a drain begins. May suspend. Other requests may be in flight. */
+/* Commit what is pending, e.g. when a drain begins. May suspend; requests may be in flight. */
 int fvd_commit(fvd_image *image);
 
 /* ------------------------------------------------------------------ verbs */
@@ -252,15 +252,16 @@ int fvd_measure(const struct fvd_create_options *options, uint64_t data_bytes,
                 struct fvd_measure_result *result, struct fvd_error *error);
 
 struct fvd_check_result {
+    /* corruptions and leaks count what was found, the _fixed numbers what of that was repaired. */
     uint64_t corruptions, leaks, check_errors, corruptions_fixed, leaks_fixed;
     uint64_t image_end_offset;
     uint64_t blocks, blocks_here;
     uint64_t journal_units_pending; /* valid units that the next writable open replays */
 };
 enum fvd_fix { FVD_FIX_NONE = 0, FVD_FIX_LEAKS = 1, FVD_FIX_ERRORS = 2 };
-/* Judge a whole image, and with fix repair what can be repaired. Each finding is one sentence given to
- * host->warn(). May suspend; the image must not be started by anyone. -ENOTSUP and the like only when
- * the header cannot be understood at all. */
+/* Judge a whole image, and with fix repair what can be repaired. Each finding is one sentence given
+ * to host->warn(). May suspend; the image must not be started by anyone. -ENOTSUP and the like only
+ * when the header cannot be understood at all. */
 int fvd_check(const struct fvd_host_ops *ops, void *host, uint32_t fix,
               struct fvd_check_result *result, struct fvd_error *error);
 

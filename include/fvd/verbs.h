@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #pragma once
-/* What a verb of qemu-img does to an image; one file a verb in qemu-img/. fvd/fvd.h has the contracts. */
+/* What a verb of qemu-img does to an image; one file a verb in qemu-img/. fvd/fvd.h has the
+ * contracts. */
 
 #include "fvd/base/result.h"
 #include "fvd/engine/host.h"
@@ -9,7 +10,8 @@
 namespace fvd {
 
 Error create_image(Host& host, const fvd_create_options& options);
-Error measure_image(const fvd_create_options& options, uint64_t data_bytes, fvd_measure_result* result);
+Error measure_image(const fvd_create_options& options, uint64_t data_bytes,
+                    fvd_measure_result* result);
 Error check_image(Host& host, uint32_t fix, fvd_check_result* result);
 
 }  // namespace fvd

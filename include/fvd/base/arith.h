@@ -23,13 +23,19 @@ constexpr std::optional<uint64_t> checked_mul(uint64_t a, uint64_t b) {
     return product;
 }
 
-constexpr bool is_power_of_two(uint64_t v) { return v != 0 && (v & (v - 1)) == 0; }
+constexpr bool is_power_of_two(uint64_t v) {
+    return v != 0 && (v & (v - 1)) == 0;
+}
 
 /** Quotient rounded up; divisor > 0. Cannot overflow. */
-constexpr uint64_t div_ceil(uint64_t a, uint64_t b) { return a / b + (a % b != 0); }
+constexpr uint64_t div_ceil(uint64_t a, uint64_t b) {
+    return a / b + (a % b != 0);
+}
 
 /** Round down to a multiple of unit > 0 (any unit, not only powers of two). */
-constexpr uint64_t round_down(uint64_t a, uint64_t unit) { return a - a % unit; }
+constexpr uint64_t round_down(uint64_t a, uint64_t unit) {
+    return a - a % unit;
+}
 
 /** Round up to a multiple of unit > 0; nullopt where the result does not fit. */
 constexpr std::optional<uint64_t> checked_round_up(uint64_t a, uint64_t unit) {
@@ -38,6 +44,8 @@ constexpr std::optional<uint64_t> checked_round_up(uint64_t a, uint64_t unit) {
 }
 
 /** Round up where the caller knows that the result fits. */
-constexpr uint64_t round_up(uint64_t a, uint64_t unit) { return div_ceil(a, unit) * unit; }
+constexpr uint64_t round_up(uint64_t a, uint64_t unit) {
+    return div_ceil(a, unit) * unit;
+}
 
 }  // namespace fvd

@@ -8,7 +8,8 @@
 
 namespace fvd {
 
-/** CRC-32C of @p bytes, continuing from @p previous (0 to start). crc32c("123456789") = 0xE3069283. */
+/** CRC-32C of @p bytes, continuing from @p previous (0 to start). crc32c("123456789") = 0xE3069283.
+ */
 uint32_t crc32c(ConstBytes bytes, uint32_t previous = 0);
 
 }  // namespace fvd

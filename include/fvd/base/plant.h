@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #pragma once
 /*
- * Planted bugs: tests of the tests. In test builds a switch makes the core break one of its rules, and
- * the simulator must notice within seconds. Everywhere else FVD_PLANT() is the constant false.
+ * Planted bugs: tests of the tests. In test builds a switch makes the core break one of its rules,
+ * and the simulator must notice within seconds. Everywhere else FVD_PLANT() is the constant false.
  */
 
 #ifdef FVD_TEST_BUILD
 
 /* name, and the rule or the defect of the 2011 code (D, B) that it brings back */
-#define FVD_PLANTS(PLANT)                                                             \
+#define FVD_PLANTS(PLANT)                                                              \
     PLANT(skip_data_flush, "R1, D9: records without a flush of their data")            \
     PLANT(record_before_data, "R1, I1: the bit is set before the data is written")     \
     PLANT(skip_journal_flush, "P1: a guest flush ends before its records are durable") \

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #pragma once
 /*
- * Errors as values. A Status is 0 or a negative errno, as QEMU's callers expect; where a person will
- * read about it an Error carries a sentence: what was read, where, and what would have been legal.
- * std::expected is missing from the compilers of Debian 12, hence the small Result.
+ * Errors as values. A Status is 0 or a negative errno, as QEMU's callers expect; where a person
+ * will read about it an Error carries a sentence: what was read, where, and what would have been
+ * legal. std::expected is missing from the compilers of Debian 12, hence the small Result.
  */
 
 #include <cstddef>

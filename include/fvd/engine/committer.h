@@ -1,18 +1,19 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #pragma once
 /*
- * Makes changes of the bitmap durable. Guest writes only record which pages of the bitmap hold changes;
- * a commit, at guest flush or a few seconds after the write, does in this order
+ * Makes changes of the bitmap durable. Guest writes only record which pages of the bitmap hold
+ * changes; a commit, at guest flush or a few seconds after the write, does in this order
  *
- *     collect records | flush data | write one group of units | flush metadata | committed = recorded
+ *     collect records | flush data | write one group of units | flush metadata | committed =
+ * recorded
  *
- * so a record never becomes durable before the data it exposes (R1). When half of the ring is used, a
- * checkpoint writes the changed pages to their home and flushes them; the next group carries the new
- * tail, and only when that group is durable the old units are written over (R2).
+ * so a record never becomes durable before the data it exposes (R1). When half of the ring is used,
+ * a checkpoint writes the changed pages to their home and flushes them; the next group carries the
+ * new tail, and only when that group is durable the old units are written over (R2).
  *
  * A session begins with the first commit: the header loses its clean mark and gets a new epoch, so
- * that nothing left in the ring can ever be replayed (R4, R5). It ends with close(), which leaves home
- * metadata that needs no journal. An image that allocates nothing is never written to.
+ * that nothing left in the ring can ever be replayed (R4, R5). It ends with close(), which leaves
+ * home metadata that needs no journal. An image that allocates nothing is never written to.
  *
  * One task at a time leads a commit; the others wait and are served by the next one.
  */
@@ -40,8 +41,8 @@ class Committer {
     Committer(Host& host, Header& header) : host_(host), header_(header) {}
 
     /**
-     * Get ready to record changes of @p current; every bit set in it now counts as committed, and the
-     * pages in @p unsaved_pages as not yet at home. ENOMEM.
+     * Get ready to record changes of @p current; every bit set in it now counts as committed, and
+     * the pages in @p unsaved_pages as not yet at home. ENOMEM.
      */
     Error begin(BlockBitmap current, BlockBitmap unsaved_pages);
     /** A new life of an image without bitmap: nothing is recorded, flushes pass. */
@@ -143,9 +144,9 @@ class Committer {
     BlockBitmap current_;
     HostBuffer committed_words_;
     BlockBitmap committed_;
-    HostBuffer page_words_;      /* both page sets */
-    BlockBitmap pending_pages_;  /* current differs from committed */
-    BlockBitmap unsaved_pages_;  /* committed differs from home */
+    HostBuffer page_words_;     /* both page sets */
+    BlockBitmap pending_pages_; /* current differs from committed */
+    BlockBitmap unsaved_pages_; /* committed differs from home */
     HostBuffer group_bytes_;
     Group group_;
 

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #pragma once
 /*
- * The two copies of the header on disk: chosen at open, updated so that one torn copy never costs the
- * image: copy, flush, primary, flush. Where an earlier update was cut short the better of the two is
- * written last, whichever it is: a second cut must not take the only good one.
+ * The two copies of the header on disk: chosen at open, updated so that one torn copy never costs
+ * the image: copy, flush, primary, flush. Where an earlier update was cut short the better of the
+ * two is written last, whichever it is: a second cut must not take the only good one.
  */
 
 #include "fvd/engine/host.h"
@@ -24,8 +24,8 @@ Result<ChosenHeader> load_header(Host& host);
 
 /**
  * Make @p header durable under a new generation, which it is given here. The generation grows even
- * when this fails, so that a retry never writes a second content under one number. After an error the
- * older state is intact in at least one copy.
+ * when this fails, so that a retry never writes a second content under one number. After an error
+ * the older state is intact in at least one copy.
  *
  * The generation changes under the host's mutex; nobody else may change the header meanwhile.
  *

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #pragma once
 /*
- * The world as the core sees it, and the only place where the core can wait. QEMU, the simulator and
- * the thread pool each implement it; fvd/fvd.h has the contract of every call. Calls marked "may
- * suspend" may let other tasks run; the core never makes one while it holds the lock.
+ * The world as the core sees it, and the only place where the core can wait. QEMU, the simulator
+ * and the thread pool each implement it; fvd/fvd.h has the contract of every call. Calls marked
+ * "may suspend" may let other tasks run; the core never makes one while it holds the lock.
  */
 
 #include <span>
@@ -21,7 +21,9 @@ using Timer = fvd_timer;
 using Preallocation = fvd_preallocation;
 
 /** A slice of the core's own memory. */
-inline Slice memory_slice(void* memory, uint64_t length) { return {memory, nullptr, 0, length}; }
+inline Slice memory_slice(void* memory, uint64_t length) {
+    return {memory, nullptr, 0, length};
+}
 /** A window of a guest buffer. */
 inline Slice guest_slice(void* guest, uint64_t offset, uint64_t length) {
     return {nullptr, guest, offset, length};

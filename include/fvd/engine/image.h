@@ -3,9 +3,9 @@
 /*
  * One open image: what an adapter calls. Straight-line code; every wait is a call on the Host.
  *
- * A block's bit is set in the current view only after its data was written, and under a range lock, so
- * a request that finds all its bits set needs no lock, allocates nothing and costs what raw costs.
- * Making bits durable is the Committer's job.
+ * A block's bit is set in the current view only after its data was written, and under a range lock,
+ * so a request that finds all its bits set needs no lock, allocates nothing and costs what raw
+ * costs. Making bits durable is the Committer's job.
  */
 
 #include <cstdint>

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #pragma once
 /*
- * Exclusive locks on ranges of blocks, for writes to blocks that are not here yet. First come, first
- * served: a request waits for every earlier one that overlaps it, so none starves. The nodes live on
- * the stacks of the waiting tasks; nothing is allocated. All members want the host's mutex held.
+ * Exclusive locks on ranges of blocks, for writes to blocks that are not here yet. First come,
+ * first served: a request waits for every earlier one that overlaps it, so none starves. The nodes
+ * live on the stacks of the waiting tasks; nothing is allocated. All members want the host's mutex
+ * held.
  */
 
 #include "fvd/base/units.h"

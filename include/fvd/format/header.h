@@ -46,7 +46,8 @@ std::span<const HeaderField> header_fields();
 /** Decoded header; all sizes in bytes. Strings are NUL-terminated. */
 struct Header {
     uint64_t virtual_size = 0;
-    uint64_t data_offset = 0; /* of guest byte 0, in the data file if there is one, else in this file */
+    uint64_t data_offset =
+        0; /* of guest byte 0, in the data file if there is one, else in this file */
     char data_file[kNameSize] = {};
     char data_file_fmt[kFormatNameSize] = {};
     char base_img[kNameSize] = {};
@@ -134,8 +135,8 @@ struct ChosenHeader {
 Result<ChosenHeader> choose_header(ConstBytes file_start);
 
 /**
- * Probe score: 100 when magic, version and three sizes agree, else 0. Looks at the primary, and where
- * that is damaged, at the copy. @p file_start may have any length.
+ * Probe score: 100 when magic, version and three sizes agree, else 0. Looks at the primary, and
+ * where that is damaged, at the copy. @p file_start may have any length.
  */
 int probe(ConstBytes file_start);
 

@@ -3,8 +3,8 @@
 /*
  * The journal is a ring of self-checking units of 512 or 4096 bytes. A unit is written once, in one
  * piece, and holds whole records. It is valid iff its magic is right, its crc32c over image id and
- * unit matches, its epoch is the header's, and its sequence number modulo the number of units is its
- * place in the ring. See docs/format.md.
+ * unit matches, its epoch is the header's, and its sequence number modulo the number of units is
+ * its place in the ring. See docs/format.md.
  */
 
 #include <cstddef>
@@ -22,8 +22,9 @@ inline constexpr uint32_t kUnitMagic = 0x4A445646; /* "FVDJ" */
 inline constexpr uint32_t kBitmapRecord = 0x3F2AB8ED;
 inline constexpr uint32_t kTableRecord = 0xB4E6F7AC;
 inline constexpr size_t kUnitHeaderSize = 64;
-inline constexpr size_t kBitmapRecordSize = 16;     /* type u32, count u32, first block u64 */
-inline constexpr size_t kTableRecordHeaderSize = 16; /* type u32, count u32, first chunk u32, zero u32 */
+inline constexpr size_t kBitmapRecordSize = 16; /* type u32, count u32, first block u64 */
+inline constexpr size_t kTableRecordHeaderSize =
+    16; /* type u32, count u32, first chunk u32, zero u32 */
 
 /** Fields of a unit other than its records. */
 struct UnitHeader {
@@ -39,7 +40,8 @@ struct UnitHeader {
 class UnitWriter {
   public:
     explicit UnitWriter(MutableBytes unit);
-    /** False when the record does not fit any more; the unit is then unchanged. count in 1..2^32-1. */
+    /** False when the record does not fit any more; the unit is then unchanged. count in 1..2^32-1.
+     */
     bool add_bitmap(BlockRange range);
     /** Entries of consecutive chunks; false when they do not all fit. */
     bool add_table(ChunkIndex first, std::span<const uint32_t> entries);
@@ -66,8 +68,8 @@ struct JournalRecord {
 class UnitView {
   public:
     /**
-     * nullopt unless magic, checksum, sizes and every record header are right. Epoch and position are
-     * the caller's to compare (JournalScan does).
+     * nullopt unless magic, checksum, sizes and every record header are right. Epoch and position
+     * are the caller's to compare (JournalScan does).
      */
     static std::optional<UnitView> decode(ConstBytes unit, const ImageId& image_id);
 

@@ -26,8 +26,9 @@ uint64_t default_block_size(uint64_t base_size);
 uint64_t default_journal_size(uint64_t bitmap_size, uint32_t journal_unit);
 
 /**
- * Fill in all region fields of a header (names, ids and tunables are left at their defaults). Order in
- * the file: header, bitmap, table, journal, data. EINVAL names the option, its value and legal range.
+ * Fill in all region fields of a header (names, ids and tunables are left at their defaults). Order
+ * in the file: header, bitmap, table, journal, data. EINVAL names the option, its value and legal
+ * range.
  */
 Result<Header> plan_layout(const LayoutRequest& request);
 
@@ -43,10 +44,10 @@ struct Regions {
 Regions regions_of(const Header& header);
 
 /**
- * Prove that the regions of a decoded header fit together: inside @p file_length, aligned, disjoint,
- * bitmap large enough for its blocks, journal a whole number of units. @p file_length is the length
- * of the FVD file. The data region may reach past the end of the file (sparse images are short until
- * written). The error names both regions of a collision.
+ * Prove that the regions of a decoded header fit together: inside @p file_length, aligned,
+ * disjoint, bitmap large enough for its blocks, journal a whole number of units. @p file_length is
+ * the length of the FVD file. The data region may reach past the end of the file (sparse images are
+ * short until written). The error names both regions of a collision.
  */
 Error check_layout(const Header& header, uint64_t file_length);
 

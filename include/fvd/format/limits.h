@@ -42,8 +42,8 @@ inline constexpr uint64_t kMinDefaultJournalSize = kMiB;
 inline constexpr uint64_t kMaxDefaultJournalSize = 16 * kMiB;
 inline constexpr uint64_t kMaxJournalSize = kGiB;
 
-/* Epochs, sequence numbers and header generations only grow, and never get near this by counting: one
- * a nanosecond takes 146 years. Whoever adds one to a proven counter cannot overflow it. */
+/* Epochs, sequence numbers and header generations only grow, and never get near this by counting:
+ * one a nanosecond takes 146 years. Whoever adds one to a proven counter cannot overflow it. */
 inline constexpr uint64_t kMaxCounter = uint64_t{1} << 62;
 
 /* Storage of compact images grows by at most this much ahead of need. */
@@ -51,7 +51,8 @@ inline constexpr uint64_t kMaxStorageGrowUnit = kTiB;
 
 /* Advice on copy-on-read and prefetch: values beyond these are clamped at decode, not refused. */
 inline constexpr uint64_t kMaxOutstandingCopyOnRead = kGiB;
-inline constexpr int64_t kMaxPrefetchStartDelay = 30 * 24 * 3600; /* seconds: 30 days; -1 is "never" */
+inline constexpr int64_t kMaxPrefetchStartDelay =
+    30 * 24 * 3600; /* seconds: 30 days; -1 is "never" */
 inline constexpr uint64_t kMaxPrefetchSlots = 64;
 inline constexpr uint64_t kMaxBytesPerPrefetch = 64 * kMiB;
 inline constexpr uint64_t kMaxPrefetchThroughput = 1000000000; /* KiB/s; the 2011 default maximum */

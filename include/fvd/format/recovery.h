@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #pragma once
 /*
- * Which units of the ring to replay, judged from all of them; and how a unit changes the bitmap. Pure:
- * the engine reads the ring and feeds it in any pieces.
+ * Which units of the ring to replay, judged from all of them; and how a unit changes the bitmap.
+ * Pure: the engine reads the ring and feeds it in any pieces.
  *
  * A group is written only after the previous one is durable. So a cut can tear only the last group:
  * the newest unit M names its group's first unit and the tail; every unit from the tail to the unit
- * before that group must be there, and of the last group the prefix without a gap is replayed. A gap
- * earlier than that no cut can explain: it is damage, and said so.
+ * before that group must be there, and of the last group the prefix without a gap is replayed. A
+ * gap earlier than that no cut can explain: it is damage, and said so.
  */
 
 #include <span>
@@ -51,8 +51,8 @@ class JournalScan {
 
 /** Where a record's changes go, and what they may touch. */
 struct ReplayTarget {
-    BlockBitmap bitmap;       /* current view */
-    BlockBitmap dirty_pages;  /* one bit a 4 KiB page of the bitmap's home */
+    BlockBitmap bitmap;      /* current view */
+    BlockBitmap dirty_pages; /* one bit a 4 KiB page of the bitmap's home */
 };
 
 /**
