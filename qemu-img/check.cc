@@ -44,6 +44,7 @@ class Checker {
     Error run();
 
   private:
+    Error settle_caches();
     Error load_header_blocks();
     Error load_bitmap();
     Error judge_journal();
@@ -366,12 +367,30 @@ void Checker::fail(const Error& error) {
     result_.check_errors += 1;
 }
 
+/**
+ * What a killed process wrote may be in a cache only. A header that is good to read but not durable
+ * must not be the reason to write over the other one.
+ */
+Error Checker::settle_caches() {
+    const Status status = fix_ == FVD_FIX_NONE ? Status() : host_.flush(FVD_FILE_IMAGE);
+    return status.ok() ? Error::none()
+                       : Error::make(status.value(), "the image cannot be flushed: %s",
+                                     std::strerror(-status.value()));
+}
+
 Error Checker::run() {
-    if (Error error = load_header_blocks(); !error.ok()) {
+    Error error = settle_caches();
+    if (error.ok()) {
+        error = load_header_blocks();
+    }
+    if (!error.ok()) {
         return error;
     }
     const int64_t length = host_.length(FVD_FILE_IMAGE);
-    const int64_t data_length = host_.length(FVD_FILE_DATA);
+    int64_t data_length = host_.length(FVD_FILE_DATA);
+    if (data_length == -ENOMEDIUM) {
+        data_length = INT64_MAX; /* the adapter was told not to open it: it cannot be judged */
+    }
     if (length < 0 || data_length < 0) {
         return Error::make(static_cast<int>(std::min(length, data_length)),
                            "the length of the image or its data file cannot be read");
@@ -383,7 +402,7 @@ Error Checker::run() {
     result_.image_end_offset =
         std::max({regions.header.end, regions.bitmap.end, regions.journal.end,
                   chosen_.header.has_data_file() ? 0 : regions.data.end});
-    const Error error = readable ? judge_metadata() : Error::none();
+    error = readable ? judge_metadata() : Error::none();
     report();
     if (!error.ok()) {
         fail(error);
