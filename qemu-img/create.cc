@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "fvd/base/arith.h"
+#include "fvd/base/utf8.h"
 #include "fvd/format/block_bitmap.h"
 #include "fvd/format/layout.h"
 #include "fvd/format/limits.h"
@@ -36,12 +37,24 @@ Error copy_text(const char* option, const char* from, char* to, size_t size) {
         return Error::make(-EINVAL, "%s has %zu bytes; at most %zu are possible", option, length,
                            size - 1);
     }
+    /* What open would refuse is not written. */
+    if (const auto bad = first_bad_utf8({from, length})) {
+        return Error::make(-EINVAL,
+                           "%s has byte 0x%02x at %zu; must be valid UTF-8 without control characters",
+                           option, static_cast<unsigned char>(from[*bad]), *bad);
+    }
     std::memcpy(to, from, length);
     return Error::none();
 }
 
 Error check_names(const fvd_create_options& options) {
     const bool has_base = options.base_img != nullptr;
+    if (has_base && options.base_img[0] == '\0') {
+        return Error::make(-EINVAL, "backing_file is empty");
+    }
+    if (options.data_file != nullptr && options.data_file[0] == '\0') {
+        return Error::make(-EINVAL, "data_file is empty");
+    }
     if (has_base && (options.base_img_fmt == nullptr || options.base_img_fmt[0] == '\0')) {
         return Error::make(-EINVAL,
                            "backing_fmt is missing: the format of backing_file '%s' must be stated, "

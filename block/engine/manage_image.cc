@@ -48,23 +48,29 @@ Error Image::set_base(const char* name, const char* format) {
             "%zu and %zu bytes",
             name_length, format_length, kNameSize - 1, kFormatNameSize - 1);
     }
+    /* What open would refuse is not written. */
+    if (first_bad_utf8({name, name_length}) || first_bad_utf8({format, format_length})) {
+        return Error::make(-EINVAL,
+                           "backing file name and format must be valid UTF-8 without control "
+                           "characters");
+    }
     char old_name[kNameSize];
     char old_format[kFormatNameSize];
-    const Status status = committer_.change_header([&](Header& header) {
+    const auto change = [&](Header& header) {
         std::memcpy(old_name, header.base_img, sizeof(old_name));
         std::memcpy(old_format, header.base_img_fmt, sizeof(old_format));
         std::memset(header.base_img, 0, sizeof(header.base_img));
         std::memset(header.base_img_fmt, 0, sizeof(header.base_img_fmt));
         std::memcpy(header.base_img, name, name_length);
         std::memcpy(header.base_img_fmt, format, format_length);
-    });
-    if (!status.ok()) {
-        HostLock lock(host_);
-        std::memcpy(header_.base_img, old_name, sizeof(header_.base_img));
-        std::memcpy(header_.base_img_fmt, old_format, sizeof(header_.base_img_fmt));
-        return Error::make(status.value(), "the header cannot be written");
-    }
-    return Error::none();
+    };
+    const auto undo = [&](Header& header) {
+        std::memcpy(header.base_img, old_name, sizeof(old_name));
+        std::memcpy(header.base_img_fmt, old_format, sizeof(old_format));
+    };
+    const Status status = committer_.change_header(change, undo);
+    return status.ok() ? Error::none()
+                       : Error::make(status.value(), "the header cannot be written");
 }
 
 void Image::describe(fvd_info* info) const {

@@ -72,12 +72,16 @@ class Committer {
     Status forget_all();
     /** Change names in the header, durably; @p change gets the header under the mutex. Requests and
      *  commits may go on meanwhile. */
-    template <typename Change>
-    Status change_header(Change change) {
+    template <typename Change, typename Undo>
+    Status change_header(Change change, Undo undo) {
         HostLock lock(host_);
         wait_for_lead();
         change(header_);
-        return lead_with(&Committer::save_header);
+        const Status status = lead_with(&Committer::save_header);
+        if (!status.ok()) {
+            undo(header_); /* before the next leader, who waits for the mutex, can see the change */
+        }
+        return status;
     }
 
     /** Pages with uncommitted changes. */

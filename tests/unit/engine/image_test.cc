@@ -390,6 +390,9 @@ TEST_F(ImageTest, AnotherBaseIsNamedDurablyOrNotAtAll) {
     EXPECT_FALSE(image->set_base("third.raw", "raw").ok());
     EXPECT_STREQ(image->header().base_img, "other.qcow2");
     EXPECT_EQ(image->set_base(std::string(1024, 'x').c_str(), "raw").code, -EINVAL);
+    /* Found while fuzzing: such a name was written, and the image could not be opened any more. */
+    EXPECT_EQ(image->set_base("bell\a.raw", "raw").code, -EINVAL);
+    EXPECT_EQ(image->set_base("other.raw", "\xFF").code, -EINVAL);
     kill();
     open();
     EXPECT_STREQ(image->header().base_img, "other.qcow2");

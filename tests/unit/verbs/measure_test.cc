@@ -58,5 +58,23 @@ TEST(Measure, AWrongOptionIsNamed) {
                  "block_size is 513 bytes; must be a multiple of 512 between 512 and 2097152");
 }
 
+/* Found by the fuzzer: these were written, and could not be opened. */
+TEST(Create, NamesThatOpenWouldRefuseAreRefused) {
+    MemoryHost host;
+    const auto code_of = [&](const char* base, const char* format, const char* data) {
+        fvd_create_options options = disk(kMiB);
+        options.base_img = base;
+        options.base_img_fmt = format;
+        options.data_file = data;
+        return create_image(host, options).code;
+    };
+    EXPECT_EQ(code_of(nullptr, nullptr, ""), -EINVAL);
+    EXPECT_EQ(code_of("", "raw", nullptr), -EINVAL);
+    EXPECT_EQ(code_of("\xC0\x80", "raw", nullptr), -EINVAL);
+    EXPECT_EQ(code_of("base.raw", "raw\n", nullptr), -EINVAL);
+    EXPECT_EQ(code_of(nullptr, nullptr, "data\x7F"), -EINVAL);
+    EXPECT_TRUE(host.log.empty());
+}
+
 }  // namespace
 }  // namespace fvd::testing
