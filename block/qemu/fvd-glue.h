@@ -90,6 +90,7 @@ struct BDRVFvdState {
     /* From the header, for those who ask often. */
     int64_t virtual_size;
     uint32_t block_size; /* 0: no block can come from the backing file */
+    bool baseless;       /* made without a base: none can be put below it */
 
     /* Guarded by tasks.lock. */
     FvdTimer timers[FVD_TIMER_COUNT];

@@ -100,6 +100,7 @@ static void fvd_take_over_info(BlockDriverState *bs,
     s->virtual_size = info->virtual_size;
     s->block_size = info->bitmap_size && !info->base_fully_prefetched
                     ? info->block_size : 0;
+    s->baseless = info->bitmap_size == 0 && !info->base_img[0];
     bs->total_sectors = info->virtual_size / BDRV_SECTOR_SIZE;
 
     if (!g_str_equal(base, bs->backing_file)) {
@@ -109,6 +110,20 @@ static void fvd_take_over_info(BlockDriverState *bs,
     if (base[0]) {
         pstrcpy(bs->backing_format, sizeof(bs->backing_format),
                 info->base_img_fmt[0] ? info->base_img_fmt : "raw");
+    }
+}
+
+/*
+ * A process that was killed may have left writes in the host's cache. The core
+ * flushes before it relies on what it reads, but the block layer passes no
+ * flush down where nobody has written through its nodes.
+ */
+static void GRAPH_RDLOCK fvd_expect_foreign_writes(BlockDriverState *bs)
+{
+    BlockDriverState *node;
+
+    for (node = bs->file->bs; node; node = bdrv_primary_bs(node)) {
+        qatomic_inc(&node->write_gen);
     }
 }
 
@@ -124,6 +139,9 @@ fvd_do_start(BlockDriverState *bs, FvdLife life, Error **errp)
     assert(s->life == FVD_LOADED);
     if (life == FVD_LOADED) {
         return 0;
+    }
+    if (writable) {
+        fvd_expect_foreign_writes(bs);
     }
     ret = fvd_start(s->image, writable ? FVD_START_WRITABLE
                                        : FVD_START_READ_ONLY, &error);
@@ -633,14 +651,19 @@ fvd_co_pdiscard(BlockDriverState *bs, int64_t offset, int64_t bytes)
 
 /*
  * All layers with one function: the core alone knows which file has to be
- * flushed before which.
+ * flushed before which. As for other formats, nothing is to be done where
+ * nothing was written since a flush that succeeded.
  */
 static int coroutine_fn GRAPH_RDLOCK fvd_co_flush(BlockDriverState *bs)
 {
     BDRVFvdState *s = bs->opaque;
 
     BLKDBG_CO_EVENT(bs->file, BLKDBG_FLUSH_TO_OS);
-    return s->life == FVD_WRITABLE ? fvd_flush(s->image) : 0;
+    if (s->life != FVD_WRITABLE ||
+        bs->flushed_gen == qatomic_read(&bs->write_gen)) {
+        return 0;
+    }
+    return fvd_flush(s->image);
 }
 
 static int coroutine_fn GRAPH_RDLOCK
@@ -685,6 +708,24 @@ static void GRAPH_RDLOCK fvd_refresh_limits(BlockDriverState *bs, Error **errp)
         MIN_NON_ZERO(bs->bl.max_transfer,
                      QEMU_ALIGN_DOWN(BDRV_REQUEST_MAX_BYTES, s->block_size) -
                      2 * s->block_size);
+}
+
+/*
+ * An image that was made without a base has nowhere to note what a base could
+ * serve. To put one below it would have no effect where the user expects the
+ * base's data.
+ */
+static int GRAPH_RDLOCK fvd_check_perm(BlockDriverState *bs, uint64_t perm,
+                                       uint64_t shared, Error **errp)
+{
+    BDRVFvdState *s = bs->opaque;
+
+    if (bs->backing && s->baseless) {
+        error_setg(errp, "fvd image '%s' was created without a backing file "
+                   "and cannot get one", bs->filename);
+        return -ENOTSUP;
+    }
+    return 0;
 }
 
 /* What was never written reads as zeros exactly where the data lies so. */
@@ -835,6 +876,9 @@ fvd_do_check(BlockDriverState *bs, BdrvCheckResult *result, BdrvCheckMode fix)
     struct fvd_error error;
     int ret;
 
+    if (fix) {
+        fvd_expect_foreign_writes(bs);
+    }
     s->report_findings = true;
     ret = fvd_check(&fvd_node_ops, s,
                     (fix & BDRV_FIX_LEAKS ? FVD_FIX_LEAKS : 0) |
@@ -909,6 +953,7 @@ static BlockDriver bdrv_fvd = {
     .bdrv_reopen_commit_post    = fvd_reopen_commit_post,
     .bdrv_reopen_abort          = fvd_reopen_abort,
     .bdrv_child_perm            = bdrv_default_perms,
+    .bdrv_check_perm            = fvd_check_perm,
     .bdrv_inactivate            = fvd_inactivate,
     .bdrv_co_invalidate_cache   = fvd_co_invalidate_cache,
     .bdrv_attach_aio_context    = fvd_attach_aio_context,
