@@ -397,7 +397,6 @@ class Journal(Hostile):
 
     def test_wrong_epoch_position_image_or_checksum_is_ignored(self):
         plants = {
-            "epoch": {"epoch": self.journal.epoch + 1000},
             "older epoch": {"epoch": max(0, self.journal.epoch - 1)},
             "position": {"place": 5},
             "image": {"image_id": b"another image!!!"},
@@ -407,6 +406,17 @@ class Journal(Hostile):
                 self.restore()
                 self.journal.plant(0, self.record_for_block(), **how)
                 self.ignored()
+
+    def test_an_epoch_above_the_headers_is_not_believed_and_is_reported(self):
+        """No writer leaves one behind; a later session must not grow into it."""
+        self.journal.plant(0, self.record_for_block(), epoch=self.journal.epoch + 1000)
+        self.assertFalse(self.replayed())
+        self.assertIn("epoch", self.check("disk.img", expect=2).text)
+        self.check("disk.img", "-r", "all")
+        self.check("disk.img")
+        self.assertFalse(self.replayed())
+        self.assertGreater(fvdformat.field_of("disk.img", "stable_journal_epoch"),
+                           self.journal.epoch + 1000)
 
     def test_every_flipped_bit_makes_a_unit_void(self):
         self.journal.plant(0, self.record_for_block())

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Power cuts under the real driver: every write below the image is recorded by QEMU's blklogwrites, and
+the recording is replayed to each flush and to points between them. Each such image is opened by the
+real qemu-img; it must be sound and show everything that was flushed by then."""
+
+import random
+import struct
+import zlib
+
+import nbd
+from qmp import Daemon, file_node
+from support import MIB, ImageTest, limit, only_fvd, patterned, read_file, seed, write_file
+
+SIZE = 2 * MIB
+SECTOR = 512
+PIECE = 65536
+LOG_MAGIC = 0x6A736677736872
+FLUSH, FUA, DISCARD, MARK = 1, 2, 4, 8
+BETWEEN = 25  # points between flushes
+
+
+class Log:
+    """The format of Linux's dm-log-writes, as QEMU writes it."""
+
+    def __init__(self, path):
+        self.data = read_file(path)
+        magic, version, self.count, self.sector = struct.unpack_from("<QQQI", self.data)
+        if magic != LOG_MAGIC or version != 1:
+            raise ValueError("not a log of writes")
+
+    def entries(self):
+        """(offset, flags, data or a length that was discarded) of each write."""
+        place = self.sector
+        for _ in range(self.count):
+            sector, sectors, flags, _ = struct.unpack_from("<QQQQ", self.data, place)
+            place += self.sector
+            offset, length = sector * self.sector, sectors * self.sector
+            if flags & DISCARD:
+                yield offset, flags, length
+                continue
+            yield offset, flags, self.data[place:place + length]
+            place += length
+
+
+def recorded_count(path):
+    with open(path, "rb") as file:
+        start = file.read(24)
+    return struct.unpack("<QQQ", start)[2] if start else 0  # there is no first flush yet
+
+
+@only_fvd
+@limit(180)
+class PowerCut(ImageTest):
+    def record_workload(self, options, requests):
+        self.random = random.Random(seed() ^ zlib.crc32(self.id().encode()))
+        print(f"seed {seed():#x}")
+        self.base = patterned([(0, SIZE // 2, 0xB1), (SIZE * 3 // 4, SIZE // 8, 0xB2)], SIZE)
+        write_file("base.raw", self.base)
+        self.create("disk.img", SIZE, options=options, base="base.raw", base_fmt="raw")
+        write_file("start.img", read_file("disk.img"))
+        write_file("log", b"")
+        daemon = Daemon(self)
+        daemon.command("blockdev-add", driver="fvd", node_name="disk0", file={
+            "driver": "blklogwrites", "file": file_node("disk.img"), "log": file_node("log"),
+            "log-super-update-interval": 1})
+        client = daemon.export("disk0")
+        self.history = [bytearray(self.base)]  # content after each request
+        self.durable = []  # (entries of the log, index into history) of each good flush
+        self.begun = []  # entries of the log when each request began
+        for _ in range(requests):
+            self.one_request(client)
+        client.close()
+        daemon.quit()
+
+    def one_request(self, client):
+        self.begun.append(recorded_count("log"))
+        content = bytearray(self.history[-1])
+        kind = self.random.choice("wwwwwzf")
+        if kind == "f":
+            client.flush()
+            self.durable.append((recorded_count("log"), len(self.history)))
+        else:
+            length = self.random.choice((512, 1024, 4096, 4096, 12288))
+            offset = self.random.randrange((SIZE - length) // SECTOR) * SECTOR
+            value = len(self.history) % 255 + 1 if kind == "w" else 0
+            if kind == "w":
+                client.write(offset, bytes([value]) * length)
+            else:
+                client.zero(offset, length)
+            content[offset:offset + length] = bytes([value]) * length
+        self.history.append(content)
+
+    # ---------------------------------------------------------------- replay
+
+    def points(self, log):
+        """After each flush of the host, and at some places between."""
+        marks = [number for number, (_, flags, _) in enumerate(log.entries(), 1)
+                 if flags & (FLUSH | FUA)]
+        others = self.random.sample(range(1, log.count + 1), min(BETWEEN, log.count))
+        return {*marks, *others}
+
+    def replay(self):
+        log = Log("log")
+        points = self.points(log)
+        print(f"{log.count} writes, {len(points)} cuts")
+        write_file("cut.img", read_file("start.img"))
+        with open("cut.img", "r+b", buffering=0) as image:
+            for number, (offset, _, data) in enumerate(log.entries(), 1):
+                image.seek(offset)
+                image.write(bytes(data) if isinstance(data, int) else data)
+                if number in points:
+                    self.judge(number)
+
+    def judge(self, number):
+        self.check("cut.img")
+        self.img("convert", "-f", "fvd", "-O", "raw", "cut.img", "seen.raw")
+        seen = read_file("seen.raw")
+        first = max((index for count, index in self.durable if count <= number), default=0)
+        last = max((index for index, count in enumerate(self.begun, 1) if count <= number),
+                   default=0)
+        # Most places are the same in all states: look closer only where they are not.
+        for start in range(0, SIZE, PIECE):
+            if seen[start:start + PIECE] != self.history[first][start:start + PIECE]:
+                self.judge_sectors(number, seen, start, first, last)
+
+    def judge_sectors(self, number, seen, start, first, last):
+        for place in range(start, start + PIECE, SECTOR):
+            sector = seen[place:place + SECTOR]
+            if not any(content[place:place + SECTOR] == sector
+                       for content in self.history[first:last + 1]):
+                self.fail(f"after {number} writes sector {place // SECTOR} starts "
+                          f"{sector[:2].hex()}; none of the states {first}..{last} has that")
+
+    def test_cuts_of_random_first_writes(self):
+        self.record_workload([], 250)
+        self.replay()
+
+    def test_cuts_with_large_blocks(self):
+        self.record_workload(["block_size=65536"], 200)
+        self.replay()
+
+    def test_cuts_while_a_small_ring_goes_round(self):
+        self.record_workload(["block_size=512", "journal_unit=512", "journal_size=32768"], 300)
+        self.replay()
