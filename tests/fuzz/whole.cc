@@ -20,6 +20,9 @@ struct Text {
         for (size_t i = 0; i < length; i++) {
             bytes[i] = static_cast<char>('a' + (value >> (i % 13)) % 26);
         }
+        if (value >> 60 != 0 && length != 0) { /* maybe no text that can be shown */
+            bytes[value >> 20 & 3 ? 0 : length - 1] = static_cast<char>(value >> 52);
+        }
         bytes[length] = '\0';
         return bytes;
     }
