@@ -10,7 +10,10 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 #include <vector>
+
+#include <sanitizer/asan_interface.h>
 
 #include "fvd/engine/host.h"
 #include "program.h"
@@ -158,7 +161,7 @@ class FlatHost final : public Host {
             return nullptr;
         }
         FUZZ_CHECK(size <= kMostMemory && memory_ + size <= kMostMemory);
-        auto* const memory = static_cast<uint64_t*>(std::malloc(size + kPrefix));
+        auto* const memory = take(size);
         memory_ += size;
         memory[0] = size;
         return memory + kPrefix / 8;
@@ -166,7 +169,12 @@ class FlatHost final : public Host {
     void release(void* memory) override {
         auto* const start = static_cast<uint64_t*>(memory) - kPrefix / 8;
         memory_ -= start[0];
-        std::free(start);
+        if (start[0] >= kLarge && pooled_ == nullptr) {
+            pooled_ = start;
+            ASAN_POISON_MEMORY_REGION(memory, start[0]);
+        } else {
+            std::free(start);
+        }
     }
     void fill_guest_zero(void* guest, uint64_t offset, uint64_t length) override {
         std::memset(static_cast<std::byte*>(guest) + offset, 0, length);
@@ -194,6 +202,16 @@ class FlatHost final : public Host {
 
   private:
     static constexpr size_t kPrefix = 16;
+    static constexpr size_t kLarge = 128 << 10;
+
+    /* A large piece costs a system call each time, and every open wants one: the last is kept. */
+    uint64_t* take(size_t size) {
+        if (pooled_ == nullptr || pooled_[0] != size) {
+            return static_cast<uint64_t*>(std::malloc(size + kPrefix));
+        }
+        ASAN_UNPOISON_MEMORY_REGION(pooled_ + kPrefix / 8, size);
+        return std::exchange(pooled_, nullptr);
+    }
 
     static std::byte* address(const Slice& slice) {
         return slice.memory != nullptr ? static_cast<std::byte*>(slice.memory)
@@ -230,6 +248,7 @@ class FlatHost final : public Host {
     }
 
     uint64_t memory_ = 0;
+    uint64_t* pooled_ = nullptr;
     bool locked_ = false;
 };
 
