@@ -9,7 +9,6 @@ from contenders import GIB, KIB, MIB, RAW, SCRATCH, TIB
 from report import Table, interleaved
 
 
-
 def large_image(plan):
     """Of the base every GiB begins with data, so that not all of it can be marked as zero at create."""
     base = contenders.make_base(SCRATCH / "base", TIB, GIB, 64 * KIB)
