@@ -8,7 +8,7 @@ import os
 import re
 
 import nbd
-from qmp import Daemon, QmpError
+from qmp import Daemon, QmpError, quick_node
 from support import MIB, REPOSITORY, ImageTest, limit, only_fvd, patterned, read_file, write_file
 
 ERRNO = {"EIO": 5, "ENOSPC": 28}
@@ -73,7 +73,7 @@ class Blkdebug(ImageTest):
 
     def add(self, daemon, event, errno, once):
         daemon.command("blockdev-add", driver="fvd", node_name="disk0", file={
-            "driver": "blkdebug", "image": {"driver": "file", "filename": "disk.img"},
+            "driver": "blkdebug", "image": quick_node("disk.img"),
             "inject-error": [{"event": event, "errno": errno, "once": once}]})
 
     # ---------------------------------------------------------------- the guest
