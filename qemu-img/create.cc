@@ -153,7 +153,10 @@ class Presets {
     Presets(Host& host, const Header& header, BlockBitmap bitmap)
         : host_(host), header_(header), bitmap_(bitmap) {}
 
+    /* A base without any data is most likely one that is still to be filled (whoever makes a chain of
+     * images makes them all first), and nothing is gained by marking it: nothing is. */
     Error find(uint64_t detect_run) {
+        bool has_data = false;
         uint64_t at = 0;
         while (at < header_.base_size) {
             bool zero = false;
@@ -164,6 +167,7 @@ class Presets {
                 return failed(status, "the block status of the backing file cannot be read");
             }
             FVD_ASSERT(run != 0);
+            has_data = has_data || (!zero && holds_data(at, run));
             if (zero) {
                 grow_run(at, at + run);
             } else if (detect_run != 0) {
@@ -174,10 +178,24 @@ class Presets {
             at += run;
         }
         end_run();
+        if (!has_data) {
+            bitmap_.clear(0, bitmap_.bits());
+        }
         return Error::none();
     }
 
   private:
+    /* QEMU writes zeros to the first block of a raw file it makes, which is no data yet. */
+    bool holds_data(uint64_t at, uint64_t length) {
+        constexpr uint64_t kFirstBlock = 4096;
+        HostBuffer buffer(host_, kFirstBlock);
+        if (at != 0 || length > kFirstBlock || !buffer) {
+            return true;
+        }
+        const MutableBytes first = buffer.bytes().first(length);
+        return !read_bytes(host_, FVD_FILE_BASE, 0, first).ok() || !is_zero(first);
+    }
+
     /* Runs that touch are one; a run of bytes presets the blocks that lie wholly inside it. */
     void grow_run(uint64_t begin, uint64_t end) {
         if (begin != run_.end) {
