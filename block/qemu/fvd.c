@@ -292,14 +292,14 @@ fvd_name_data_file(BlockDriverState *bs, const struct fvd_info *info,
     return 0;
 }
 
-static bool fvd_has_data_file_option(const QDict *options)
+static bool fvd_has_child_option(const QDict *options, const char *child)
 {
     const QDictEntry *entry;
 
     for (entry = qdict_first(options); entry;
          entry = qdict_next(options, entry)) {
         const char *rest;
-        if (strstart(qdict_entry_key(entry), FVD_RUNTIME_DATA_FILE, &rest) &&
+        if (strstart(qdict_entry_key(entry), child, &rest) &&
             (*rest == '\0' || *rest == '.')) {
             return true;
         }
@@ -312,7 +312,7 @@ fvd_open_data_file(BlockDriverState *bs, const struct fvd_info *info,
                    QDict *options, int flags, Error **errp)
 {
     BDRVFvdState *s = bs->opaque;
-    bool given = fvd_has_data_file_option(options);
+    bool given = fvd_has_child_option(options, FVD_RUNTIME_DATA_FILE);
     int ret;
 
     s->has_data_file = info->data_file[0] != '\0';
@@ -376,6 +376,25 @@ static void GRAPH_RDLOCK fvd_warn_of_header(BlockDriverState *bs,
     }
 }
 
+/* QEMU would open the image as its own base until the stack is full. */
+static int GRAPH_RDLOCK
+fvd_check_base(BlockDriverState *bs, const QDict *options, Error **errp)
+{
+    const char *image = bs->file->bs->exact_filename;
+    g_autofree char *base =
+        bdrv_get_full_backing_filename_from_filename(image, bs->backing_file,
+                                                     NULL);
+
+    if (base && !(bs->open_flags & (BDRV_O_NO_BACKING | BDRV_O_NO_IO)) &&
+        !fvd_has_child_option(options, "backing") &&
+        fvd_same_file(base, image)) {
+        error_setg(errp, "the backing file '%s' is the image itself",
+                   bs->backing_file);
+        return -EINVAL;
+    }
+    return 0;
+}
+
 typedef struct FvdOpen {
     QDict *options;
     int flags;
@@ -401,7 +420,11 @@ fvd_do_open(BlockDriverState *bs, void *opaque)
     fvd_warn_of_header(bs, info);
     fvd_take_over_info(bs, info);
 
-    ret = fvd_open_data_file(bs, info, open->options, open->flags, open->errp);
+    ret = fvd_check_base(bs, open->options, open->errp);
+    if (ret == 0) {
+        ret = fvd_open_data_file(bs, info, open->options, open->flags,
+                                 open->errp);
+    }
     if (ret == 0) {
         ret = fvd_do_start(bs, fvd_life_for_flags(open->flags), open->errp);
     }
