@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * qemu-img create: lay the regions out, give data storage its length, find the zero areas of the base,
- * write metadata. The header comes last, so that a create that was cut short leaves no image.
+ * qemu-img create: lay the regions out, give data storage its length, find the zero areas of the
+ * base, write metadata. The header comes last, so that a create that was cut short leaves no image.
  */
 #include <algorithm>
 #include <cerrno>
@@ -20,7 +20,9 @@ namespace {
 
 constexpr uint64_t kPieceBytes = 1024 * 1024;
 
-unsigned long long print(uint64_t value) { return value; }
+unsigned long long print(uint64_t value) {
+    return value;
+}
 
 Error failed(Status status, const char* what) {
     return Error::make(status.value(), "%s: %s", what, std::strerror(-status.value()));
@@ -39,9 +41,9 @@ Error copy_text(const char* option, const char* from, char* to, size_t size) {
     }
     /* What open would refuse is not written. */
     if (const auto bad = first_bad_utf8({from, length})) {
-        return Error::make(-EINVAL,
-                           "%s has byte 0x%02x at %zu; must be valid UTF-8 without control characters",
-                           option, static_cast<unsigned char>(from[*bad]), *bad);
+        return Error::make(
+            -EINVAL, "%s has byte 0x%02x at %zu; must be valid UTF-8 without control characters",
+            option, static_cast<unsigned char>(from[*bad]), *bad);
     }
     std::memcpy(to, from, length);
     return Error::none();
@@ -56,10 +58,11 @@ Error check_names(const fvd_create_options& options) {
         return Error::make(-EINVAL, "data_file is empty");
     }
     if (has_base && (options.base_img_fmt == nullptr || options.base_img_fmt[0] == '\0')) {
-        return Error::make(-EINVAL,
-                           "backing_fmt is missing: the format of backing_file '%s' must be stated, "
-                           "it is never guessed",
-                           options.base_img);
+        return Error::make(
+            -EINVAL,
+            "backing_fmt is missing: the format of backing_file '%s' must be stated, "
+            "it is never guessed",
+            options.base_img);
     }
     if (!has_base && options.detect_sparse_hole != 0) {
         return Error::make(-EINVAL, "detect_sparse_hole is %llu, but there is no backing_file",
@@ -122,7 +125,8 @@ Error provide(Host& host, File file, uint64_t size, Preallocation mode, bool* re
                                      print(size), std::strerror(-status.value()));
 }
 
-/* Metadata gets its space now, where that is cheap: a journal that runs out of space helps nobody. */
+/* Metadata gets its space now, where that is cheap: a journal that runs out of space helps nobody.
+ */
 Error provide_image_file(Host& host, const Header& header, Preallocation mode, bool* reads_zero) {
     const Regions regions = regions_of(header);
     const uint64_t metadata_end =
@@ -153,8 +157,8 @@ class Presets {
     Presets(Host& host, const Header& header, BlockBitmap bitmap)
         : host_(host), header_(header), bitmap_(bitmap) {}
 
-    /* A base without any data is most likely one that is still to be filled (whoever makes a chain of
-     * images makes them all first), and nothing is gained by marking it: nothing is. */
+    /* A base without any data is most likely one that is still to be filled (whoever makes a chain
+     * of images makes them all first), and nothing is gained by marking it: nothing is. */
     Error find(uint64_t detect_run) {
         bool has_data = false;
         uint64_t at = 0;
@@ -208,8 +212,7 @@ class Presets {
     void end_run() {
         const uint64_t block = header_.block_size;
         const uint64_t begin = div_ceil(run_.begin, block);
-        const uint64_t end =
-            run_.end == header_.base_size ? bitmap_.bits() : run_.end / block;
+        const uint64_t end = run_.end == header_.base_size ? bitmap_.bits() : run_.end / block;
         if (begin < end) {
             bitmap_.set(begin, end);
         }
@@ -225,8 +228,7 @@ class Presets {
         ByteRange zeros{where.begin, where.begin};
         for (uint64_t at = where.begin; at < where.end;) {
             const uint64_t size = std::min(kPieceBytes, where.end - at);
-            const Status status =
-                read_bytes(host_, FVD_FILE_BASE, at, buffer.bytes().first(size));
+            const Status status = read_bytes(host_, FVD_FILE_BASE, at, buffer.bytes().first(size));
             if (!status.ok()) {
                 return failed(status, "the backing file cannot be read");
             }
@@ -252,8 +254,9 @@ class Presets {
     }
 
     static bool is_zero(ConstBytes bytes) {
-        return bytes.empty() || (bytes[0] == std::byte{0} &&
-                                 std::memcmp(bytes.data(), bytes.data() + 1, bytes.size() - 1) == 0);
+        return bytes.empty() ||
+               (bytes[0] == std::byte{0} &&
+                std::memcmp(bytes.data(), bytes.data() + 1, bytes.size() - 1) == 0);
     }
 
     Host& host_;
@@ -265,9 +268,7 @@ class Presets {
 /* ---------------------------------------------------------------------------- metadata */
 
 Status zero_range(Host& host, File file, uint64_t begin, uint64_t end) {
-    return begin < end
-               ? host.write_zeroes(file, begin, end - begin, FVD_REQ_MAY_UNMAP)
-               : Status();
+    return begin < end ? host.write_zeroes(file, begin, end - begin, FVD_REQ_MAY_UNMAP) : Status();
 }
 
 Error write_bitmap(Host& host, const Header& header, const BlockBitmap& bitmap) {
@@ -308,9 +309,8 @@ Error zero_preset_data(Host& host, const Header& header, const BlockBitmap& bitm
         block = end;
     }
     const uint64_t covered = header.has_bitmap() ? header.base_size : 0;
-    const Status status =
-        zero_range(host, FVD_FILE_DATA, header.data_offset + covered,
-                   header.data_offset + header.virtual_size);
+    const Status status = zero_range(host, FVD_FILE_DATA, header.data_offset + covered,
+                                     header.data_offset + header.virtual_size);
     return status.ok() ? Error::none() : failed(status, "data storage cannot be zeroed");
 }
 
@@ -328,11 +328,12 @@ Error write_header(Host& host, const Header& header) {
     return status.ok() ? Error::none() : failed(status, "the header cannot be written");
 }
 
-Error write_metadata(Host& host, Header& header, const fvd_create_options& options,
-                     bool image_zero, bool data_zero) {
+Error write_metadata(Host& host, Header& header, const fvd_create_options& options, bool image_zero,
+                     bool data_zero) {
     const Regions regions = regions_of(header);
     if (!image_zero) {
-        const uint64_t end = std::max({regions.header.end, regions.bitmap.end, regions.journal.end});
+        const uint64_t end =
+            std::max({regions.header.end, regions.bitmap.end, regions.journal.end});
         if (Status status = zero_range(host, FVD_FILE_IMAGE, 0, end); !status.ok()) {
             return failed(status, "metadata cannot be zeroed");
         }
@@ -384,8 +385,8 @@ Error create_image(Host& host, const fvd_create_options& options) {
     }
     bool data_zero = image_zero;
     if (header.has_data_file()) {
-        Error error = provide(host, FVD_FILE_DATA, header.virtual_size, options.preallocation,
-                              &data_zero);
+        Error error =
+            provide(host, FVD_FILE_DATA, header.virtual_size, options.preallocation, &data_zero);
         if (!error.ok()) {
             return error;
         }
