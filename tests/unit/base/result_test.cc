@@ -62,7 +62,7 @@ TEST(ResultDeathTest, TheWrongHalfIsAsserted) {
     EXPECT_DEATH((void)bad.value(), "assertion failed");
     const Result<int>& const_bad = bad;
     EXPECT_DEATH((void)const_bad.value(), "assertion failed");
-    EXPECT_DEATH(Result<int>(Error::none()), "assertion failed");
+    EXPECT_DEATH((void)Result<int>(Error{}), "assertion failed");
 }
 
 }  // namespace

@@ -565,7 +565,7 @@ class HeaderFlag : public testing::TestWithParam<const char*> {};
 
 TEST_P(HeaderFlag, IsZeroOrOne) {
     Block block(sample_header());
-    for (const uint64_t value : {0, 1}) {
+    for (const uint64_t value : {0u, 1u}) {
         block.set(GetParam(), value);
         EXPECT_TRUE(decode_error(block).ok());
     }

@@ -207,7 +207,7 @@ TEST_F(CheckTest, RepairBringsACutImageToRest) {
     expect_silent();
     expect_at_rest();
     EXPECT_GT(header().journal_epoch, epoch);
-    for (const uint64_t block : {1, 5}) {
+    for (const uint64_t block : {1u, 5u}) {
         EXPECT_EQ(first_byte(block), static_cast<std::byte>(block));
     }
     EXPECT_EQ(first_byte(2), std::byte{0xBB});
@@ -390,7 +390,7 @@ TEST_F(CheckTest, CompactImagesAreNotSupportedYet) {
 }
 
 TEST_F(CheckTest, AFileThatIsTooShort) {
-    for (const size_t length : {0, 1, 4096, 8191}) {
+    for (const size_t length : {0u, 1u, 4096u, 8191u}) {
         file().resize(length);
         fvd_check_result result{};
         const Error error = check_image(host, FVD_FIX_NONE, &result);
