@@ -11,6 +11,8 @@ from contenders import KIB, MIB, QCOW2, RAW, SCRATCH
 from report import Table, interleaved, ratio, spread
 
 IMAGE, BASE = SCRATCH / "image", SCRATCH / "base"
+# The same thing once more: how far its ratio is from one is how far the others' ratios can be trusted.
+RAW_AGAIN = dataclasses.replace(RAW, name="raw again")
 RAW_FULL = dataclasses.replace(RAW, name="raw full", note="a copy of the base: nothing is left to allocate")
 
 
@@ -19,7 +21,7 @@ RAW_FULL = dataclasses.replace(RAW, name="raw full", note="a copy of the base: n
 def cpu(plan):
     count = 100_000 if plan.quick else 200_000
     disk = 64 * MIB
-    compared = [c for c in plan.main if c.format != "qed"]
+    compared = [RAW, RAW_AGAIN, *(c for c in plan.main if c.format not in ("raw", "qed"))]
     images = {c.name: SCRATCH / f"here-{place}" for place, c in enumerate(compared)}
     contenders.make_base(BASE, disk)
     for contender in compared:
@@ -49,7 +51,7 @@ def cpu_table(plan, compared, images, count, aio, cache, full_rounds):
                  for c in compared if c != RAW]
         table.add(label, [f"{statistics.median(seconds[RAW.name]) / count * 1e6:.2f} us", *cells])
         for contender in plan.fvd:
-            table.at_most(f"{contender.name}: CPU of a {label} / raw's, aio={aio}",
+            table.at_most(f"{contender.name}: CPU of {label}s / raw's, aio={aio}",
                           ratio(seconds, contender.name, RAW.name), 1.03, "{:.3f}")
     return table.end()
 
