@@ -125,13 +125,14 @@ Error provide(Host& host, File file, uint64_t size, Preallocation mode, bool* re
                                      print(size), std::strerror(-status.value()));
 }
 
-/* Metadata gets its space now, where that is cheap: a journal that runs out of space helps nobody.
- */
+/* Metadata is written now, not only given space: a journal that runs out of space helps nobody, and
+ * on a file system with a journal of its own the first write to a block that was never written
+ * makes the flush after it a good deal dearer. */
 Error provide_image_file(Host& host, const Header& header, Preallocation mode, bool* reads_zero) {
     const Regions regions = regions_of(header);
     const uint64_t metadata_end =
         std::max({regions.header.end, regions.bitmap.end, regions.table.end, regions.journal.end});
-    Error error = provide(host, FVD_FILE_IMAGE, metadata_end, FVD_PREALLOC_FALLOC, reads_zero);
+    Error error = provide(host, FVD_FILE_IMAGE, metadata_end, FVD_PREALLOC_FULL, reads_zero);
     if (error.code == -ENOTSUP) {
         error = provide(host, FVD_FILE_IMAGE, metadata_end, FVD_PREALLOC_OFF, reads_zero);
     }
