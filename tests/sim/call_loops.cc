@@ -14,7 +14,7 @@ namespace {
  * w OFF LEN  write      W OFF LEN  write with FUA    r OFF LEN  read     z OFF LEN  zeroes
  * d OFF LEN  discard    f  flush   c  commit         t  time passes      o  close and open
  * O  the same, read-only between   x  power cut      k  kill             e  make empty
- * s  set base           q  check   Q  check -r       Offsets in sectors; the disk has 64, blocks 8.
+ * s  set base           q  check   Q  check -r       p  wait for all   Offsets in sectors; the disk has 64, blocks 8.
  * A first word of shape letters: D data file, 4 units of 4096, S short base, N no base, P holes,
  * B every block written apart (long groups), M many in flight, Z no cheap zeroes, - nothing.
  */
@@ -72,6 +72,8 @@ constexpr Scenario kScenarios[] = {
     {"many_in_flight", "M w 0 8 w 4 8 w 8 8 w 3 2 f w 20 8 f r 0 64"},
     {"many_first_writes_of_one_block", "M w 0 2 w 2 2 w 4 2 w 6 2 f"},
     {"many_flushes", "M w 0 8 f f f w 8 8 f f"},
+    {"flushes_of_overwrites", "M w 0 16 f p w 0 8 w 8 8 p f f f f f"},
+    {"flushes_of_many_overwrites", "M w 0 32 f p w 0 8 w 8 8 w 3 4 p f f f f f f w 0 8 p f f"},
     {"check_clean", "- q"},
     {"check_after_writes", "- w 0 8 f w 16 8 q"},
     {"check_repair", "- w 0 8 f k Q"},
@@ -95,6 +97,7 @@ constexpr Letter kLetters[] = {
     {'x', OpKind::cut, false, 0, 0},         {'k', OpKind::kill, false, 0, 0},
     {'e', OpKind::make_empty, false, 0, 0},  {'s', OpKind::set_base, false, 0, 0},
     {'q', OpKind::check, false, 0, 0},       {'Q', OpKind::check, false, 0, 1},
+    {'p', OpKind::pause, false, 0, 0},
 };
 
 constexpr uint64_t kSector = 512;
@@ -184,39 +187,34 @@ struct Mode {
 }  // namespace
 
 uint64_t scenario_count() { return std::size(kScenarios); }
-const char* scenario_name(uint64_t index) { return kScenarios[index].name; }
 
-LoopOutcome run_scenario(uint64_t index, CrashExplorer& explorer) {
+LoopOutcome run_call_loop(uint64_t index, CrashExplorer& explorer) {
     constexpr uint32_t kMemory = 1u << static_cast<unsigned>(CallKind::allocate);
     constexpr uint32_t kIo = 0xFF & ~kMemory;
-    constexpr Mode kModes[] = {{kIo, EIO, false},       {kIo, EIO, true},
-                               {kIo, ENOSPC, false},    {kIo, ENOSPC, true},
+    constexpr Mode kModes[] = {{kIo, EIO, false},        {kIo, EIO, true},
+                               {kIo, ENOSPC, false},     {kIo, ENOSPC, true},
                                {kMemory, ENOMEM, false}, {kMemory, ENOMEM, true}};
+    static_assert(std::size(kModes) == kFailureModes);
+    const Mode& mode = kModes[index % kFailureModes];
     LoopOutcome outcome;
-    outcome.history = history_of(kScenarios[index]);
-    for (const Mode& mode : kModes) {
-        for (uint64_t k = 0;; k++) {
-            FaultRule rule;
-            rule.calls = mode.calls;
-            rule.error = mode.error;
-            rule.forever = mode.forever;
-            rule.skip = k;
-            outcome.options = {};
-            outcome.options.first_fault = rule;
-            outcome.options.fault_open = true;
-            World world(outcome.history, explorer, outcome.options);
-            const Outcome run = world.run();
-            outcome.runs++;
-            if (run.violation) {
-                outcome.violation = run.violation;
-                return outcome;
-            }
-            if (run.faults_hit == 0) {
-                break; /* no call was left to fail */
-            }
+    outcome.history = history_of(kScenarios[index / kFailureModes]);
+    for (uint64_t k = 0;; k++) {
+        FaultRule rule;
+        rule.calls = mode.calls;
+        rule.error = mode.error;
+        rule.forever = mode.forever;
+        rule.skip = k;
+        outcome.options = {};
+        outcome.options.first_fault = rule;
+        outcome.options.fault_open = true;
+        World world(outcome.history, explorer, outcome.options);
+        const Outcome run = world.run();
+        outcome.runs++;
+        outcome.violation = run.violation;
+        if (run.violation || run.faults_hit == 0) {
+            return outcome; /* broken, or no call was left to fail */
         }
     }
-    return outcome;
 }
 
 }  // namespace fvd::sim

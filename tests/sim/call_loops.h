@@ -17,7 +17,8 @@ struct Scenario {
 };
 
 uint64_t scenario_count();
-const char* scenario_name(uint64_t index);
+/** Ways a call may fail: I/O error or no space, once or for ever; no memory, once or for ever. */
+inline constexpr uint64_t kFailureModes = 6;
 
 struct LoopOutcome {
     std::optional<Violation> violation;
@@ -26,7 +27,7 @@ struct LoopOutcome {
     uint64_t runs = 0;
 };
 
-/** All runs of one scenario. */
-LoopOutcome run_scenario(uint64_t index, CrashExplorer& explorer);
+/** All runs of one scenario in one mode; @p index is scenario x kFailureModes + mode. */
+LoopOutcome run_call_loop(uint64_t index, CrashExplorer& explorer);
 
 }  // namespace fvd::sim

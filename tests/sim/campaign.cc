@@ -70,37 +70,36 @@ class Worker {
     }
 
     bool next_loop(Piece& piece) {
-        if (!wants("loops") || shared_.scenarios >= scenario_count()) {
+        const uint64_t all = scenario_count() * kFailureModes;
+        if (!wants("loops") || shared_.loops >= all) {
             return false;
         }
-        const uint64_t index = shared_.scenarios++;
-        if (index >= scenario_count()) {
-            shared_.scenarios = scenario_count();
-            return false;
-        }
-        piece = {PieceKind::loop, index};
-        return true;
+        /* Neighbours are much alike: a step prime to the count goes through all of them mixed. */
+        constexpr uint64_t kStep = 101;
+        const uint64_t index = shared_.loops++;
+        piece = {PieceKind::loop, index * kStep % all};
+        return index < all;
     }
 
     bool next_damage(Piece& piece, uint64_t turn) {
-        piece = {PieceKind::damage, options_.seed * 1000003 + turn * kMostJobs + job_};
+        piece = {PieceKind::damage, mix(options_.seed, turn * kMostJobs + job_) >> 16};
         /* Without a time limit damage keeps pace with the rest, it does not outlive it. */
         return wants("damage");
     }
 
     bool choose(uint64_t turn, Piece& piece) {
-        const uint64_t slot = turn % 8;
+        const uint64_t slot = turn % 16;
         if (slot == 0 && next_loop(piece)) {
             return true;
         }
-        if (slot == 1 && next_damage(piece, turn)) {
+        if (slot % 8 == 1 && next_damage(piece, turn)) {
             return true;
         }
         if (slot == 2 && wants("small") && options_.seconds != 0) {
             piece = {PieceKind::four, options_.seed * 65536 + turn * kMostJobs + job_};
             return true;
         }
-        if (slot < 6 && next_small(piece)) {
+        if (slot < 8 && next_small(piece)) {
             return true;
         }
         return next_swarm(piece) || next_small(piece) || next_loop(piece) ||
@@ -143,7 +142,7 @@ void print_totals(const Shared& shared, double seconds) {
     std::printf("small worlds: %" PRIu64 " of %" PRIu64 "\n", shared.small_worlds.load(),
                 small_world_count());
     std::printf("failing calls: %" PRIu64 " of %" PRIu64 " scenarios, %" PRIu64 " runs\n",
-                std::min(shared.scenarios.load(), scenario_count()), scenario_count(),
+                std::min(shared.loops.load() / kFailureModes, scenario_count()), scenario_count(),
                 shared.loop_runs.load());
     std::printf("damaged images: %" PRIu64 "\n", shared.damaged.load());
     std::printf("cut during recovery: %" PRIu64 ", met again: %" PRIu64 "\n", shared.nested.load(),
@@ -175,7 +174,8 @@ PieceOutcome run_piece(const Piece& piece, CrashExplorer& explorer, FILE* log) {
     outcome.options.log = log;
     switch (piece.kind) {
         case PieceKind::loop: {
-            LoopOutcome loop = run_scenario(piece.index % scenario_count(), explorer);
+            LoopOutcome loop =
+                run_call_loop(piece.index % (scenario_count() * kFailureModes), explorer);
             outcome.violation = loop.violation;
             outcome.history = std::move(loop.history);
             outcome.options = loop.options;

@@ -27,6 +27,7 @@ enum class OpKind : uint8_t {
     make_empty,
     set_base,
     check,
+    pause,
     fault,
     no_memory,
     count,

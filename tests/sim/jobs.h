@@ -21,7 +21,7 @@ struct Shared {
     std::atomic<uint64_t> seeds{0};
     std::atomic<uint64_t> small_worlds{0};
     std::atomic<uint64_t> loop_runs{0};
-    std::atomic<uint64_t> scenarios{0};
+    std::atomic<uint64_t> loops{0}; /* handed out */
     std::atomic<uint64_t> damaged{0};
     std::atomic<uint64_t> operations{0};
     std::atomic<bool> stop{false};

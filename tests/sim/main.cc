@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* fvd-sim: the same core in a world that lies, stalls and dies. docs/testing.md tells how to use it. */
+#include <malloc.h>
 #include <unistd.h>
 
 #include <cinttypes>
@@ -179,6 +180,9 @@ int replay_seed(const Command& command) {
 }  // namespace
 
 int main(int argc, char** argv) {
+    /* Worlds come and go by the thousand; their disks must not be mapped and unmapped each time. */
+    mallopt(M_MMAP_THRESHOLD, 64 << 20);
+    mallopt(M_TRIM_THRESHOLD, 512 << 20);
     const Command command = parse(argc, argv);
     if (!command.from.empty()) {
         return replay_file(command);

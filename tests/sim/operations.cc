@@ -176,6 +176,9 @@ void run_check(World& world, const Op& op) {
     world.finished(op, "ok");
 }
 
+/* Everything before it has ended when it runs. */
+void run_pause(World& world, const Op& op) { world.finished(op, "ok"); }
+
 void run_fault(World& world, const Op& op) {
     FaultRule rule;
     rule.calls = static_cast<uint32_t>(op.a);
@@ -212,6 +215,7 @@ constexpr Operation kOperations[] = {
     {"make_empty", true, 1, draw_nothing, run_make_empty},
     {"set_base", false, 1, draw_nothing, run_set_base},
     {"check", true, 1, draw_check, run_check},
+    {"pause", true, 1, draw_nothing, run_pause},
     {"fault", false, 1, draw_fault, run_fault},
     {"no_memory", false, 1, draw_nothing, run_no_memory},
 };

@@ -81,8 +81,9 @@ void ReferenceDisk::write_ends(uint64_t ticket, uint64_t offset, uint64_t length
     }
 }
 
-void ReferenceDisk::flush_ends(uint64_t moment) {
+bool ReferenceDisk::flush_ends(uint64_t moment) {
     bool changed = false;
+    bool honest = true;
     size_t kept = 0;
     for (const uint64_t cell : unsettled_) {
         Cell& c = cells_[cell];
@@ -93,6 +94,10 @@ void ReferenceDisk::flush_ends(uint64_t moment) {
                 changed = true;
             }
             open |= !write.durable;
+            const bool newer = std::any_of(c.writes.begin(), c.writes.end(), [&](const Write& w) {
+                return w.certain && w.issued > write.returned;
+            });
+            honest &= !write.lost || newer || write.returned >= moment;
         }
         c.legal_known = false;
         prune(c);
@@ -103,6 +108,7 @@ void ReferenceDisk::flush_ends(uint64_t moment) {
     }
     unsettled_.resize(kept);
     expectation_ += changed;
+    return honest;
 }
 
 void ReferenceDisk::cache_was_lost() {
@@ -110,10 +116,19 @@ void ReferenceDisk::cache_was_lost() {
         Cell& c = cells_[cell];
         for (Write& write : c.writes) {
             if (!write.durable) {
+                write.lost |= write.certain;
                 write.certain = false;
             }
         }
         c.legal_known = false;
+    }
+}
+
+void ReferenceDisk::forget_losses() {
+    for (const uint64_t cell : unsettled_) {
+        for (Write& write : cells_[cell].writes) {
+            write.lost = false;
+        }
     }
 }
 

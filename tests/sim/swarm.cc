@@ -132,6 +132,43 @@ void make_ring_history(Rng& rng, History& history) {
     }
 }
 
+/* Scattered blocks between flushes: groups of several units, torn in every way; and the image emptied, so
+ * that the ring holds records of blocks that are not here any more. */
+void make_burst_history(Rng& rng, History& history) {
+    Shape& shape = history.shape;
+    shape = {};
+    shape.virtual_size = shape.base_size = 65536;
+    shape.block_size = 512;
+    shape.depth = rng.chance(50) ? 1 : 8;
+    shape.explore_percent = 25;
+    shape.budget = 12;
+    shape.nested_percent = 10;
+    shape.separate_data = rng.chance(30);
+    shape.journal_unit = rng.chance(50) ? 4096 : 512;
+    const auto add = [&](OpKind kind, uint64_t offset, uint64_t length) {
+        Op op;
+        op.kind = kind;
+        op.offset = offset;
+        op.length = length;
+        history.ops.push_back(op);
+    };
+    const uint64_t rounds = rng.between(2, 4);
+    for (uint64_t round = 0; round < rounds; round++) {
+        const uint64_t share = rng.between(20, 60);
+        for (uint64_t block = round % 2; block < 128; block += 2) {
+            if (rng.chance(share)) {
+                add(OpKind::write, block * 512, 512);
+            }
+        }
+        add(OpKind::flush, 0, 0);
+        const OpKind between[] = {OpKind::make_empty, OpKind::make_empty, OpKind::cut,
+                                  OpKind::kill, OpKind::reopen};
+        if (rng.chance(70)) {
+            add(rng.pick(between), 0, 0);
+        }
+    }
+}
+
 }  // namespace
 
 History random_history(uint64_t seed) {
@@ -140,6 +177,8 @@ History random_history(uint64_t seed) {
     history.seed = seed;
     if (seed % 8 == 3) {
         make_ring_history(rng, history);
+    } else if (seed % 8 == 6) {
+        make_burst_history(rng, history);
     } else {
         draw_devices(rng, history.shape);
         draw_sizes(rng, history.shape);

@@ -96,6 +96,7 @@ void World::plant_traps() {
 bool World::start_session(StartMode mode) {
     session_faults_ = host_.faults_hit();
     flush_failures_ = 0;
+    reference_.forget_losses();
     Error error = Error::none();
     if (image_ == nullptr || rng_.chance(50)) {
         image_ = std::make_unique<Image>(host_);
@@ -233,7 +234,9 @@ void World::flushed(uint64_t moment, uint64_t failures_when_issued) {
     if (failures_when_issued != 0 && shape().has_base) {
         fail("R13", "a flush succeeded although one before it failed");
     }
-    reference_.flush_ends(moment);
+    if (!reference_.flush_ends(moment) && shape().has_base) {
+        fail("P7", "a flush succeeded although what it stands for was lost");
+    }
     look_now_ = look_now_ || rng_.chance(std::max(shape().explore_percent, 30u));
 }
 
