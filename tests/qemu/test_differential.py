@@ -203,7 +203,7 @@ class Pipeline:
             self.test.assertIsNone(place, f"wrong byte in {request}")
 
 
-@limit(120)
+@limit(240)
 class QemuIo(Differential):
     def test_without_base(self):
         self.through_qemu_io(65536)
@@ -241,7 +241,7 @@ class QemuIo(Differential):
         self.through_qemu_io(4096, "-t", "writethrough", base=SIZE)
 
 
-@limit(120)
+@limit(240)
 class Nbd(Differential):
     def test_many_in_flight_over_a_base(self):
         self.through_nbd(4096, base=SIZE)
@@ -258,7 +258,7 @@ class Nbd(Differential):
                          create=["data_file=data.raw"])
 
 
-@limit(120)
+@limit(240)
 class Blkverify(Differential):
     """QEMU's own comparison: every read is made of both disks, and a difference ends the program. (It
     knows neither zero writes nor discards.)"""

@@ -51,7 +51,7 @@ class Block:
 
 
 @only_fvd
-@limit(150)
+@limit(300)
 class Blkdebug(ImageTest):
     base_value = 0xBB
     data_file = False

@@ -91,7 +91,7 @@ class StockNbdClients(ImageTest):
 
 
 @needs_fuse
-@limit(180)
+@limit(300)
 class FileSystem(ImageTest):
     """ext4 on a loop device on a FUSE export of an image over a base that holds the file system."""
 

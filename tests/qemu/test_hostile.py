@@ -83,7 +83,7 @@ class Hostile(ImageTest):
 
 
 @only_fvd
-@limit(120)
+@limit(240)
 class TooShort(Hostile):
     def test_any_length_inside_the_header_is_too_short(self):
         fields = [offset for offset, _ in fvdformat.FIELDS.values()]
@@ -122,7 +122,7 @@ class TooShort(Hostile):
 
 
 @only_fvd
-@limit(120)
+@limit(240)
 class WhatItIs(Hostile):
     def test_other_versions_are_named(self):
         for version in (0, 1, 2, 4, 1 << 31, (1 << 32) - 1):
@@ -166,7 +166,7 @@ class WhatItIs(Hostile):
 
 
 @only_fvd
-@limit(120)
+@limit(240)
 class Fields(Hostile):
     def test_virtual_size(self):
         for size in (1, 511, SIZE + 1, 1 << 63, U64, (1 << 60) + 512):
@@ -288,7 +288,7 @@ class Fields(Hostile):
         numbers = [name for name, (_, kind) in fvdformat.FIELDS.items() if isinstance(kind, str)]
         interesting = (0, 1, 511, 512, 4096, 8192, MIB, 1 << 31, (1 << 32) - 1, 1 << 32, 1 << 62,
                        1 << 63, U64)
-        for number in range(60):
+        for number in range(40):
             self.restore()
             fields = {name: source.choice(interesting) + source.choice((-1, 0, 0, 1))
                       for name in source.sample(numbers, source.randrange(1, 4))}
@@ -299,7 +299,7 @@ class Fields(Hostile):
 
 
 @only_fvd
-@limit(120)
+@limit(240)
 class Copies(Hostile):
     def test_one_torn_copy_costs_nothing(self):
         for number in (0, 1):
@@ -339,7 +339,7 @@ class Copies(Hostile):
 
 
 @only_fvd
-@limit(120)
+@limit(240)
 class Journal(Hostile):
     """Units planted in the ring of an image that is marked as in use."""
 
@@ -527,7 +527,7 @@ class Journal(Hostile):
 
 
 @only_fvd
-@limit(120)
+@limit(240)
 class Names(Hostile):
     """Strings of the header, and what is done with them."""
 

@@ -133,7 +133,7 @@ class Writer:
             self.history.acknowledge(what, length, number, flags)
 
 
-@limit(150)
+@limit(300)
 class Kill(ImageTest):
     size = 16 * MIB
 

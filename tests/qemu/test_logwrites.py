@@ -49,7 +49,7 @@ def recorded_count(path):
 
 
 @only_fvd
-@limit(180)
+@limit(300)
 class PowerCut(ImageTest):
     def record_workload(self, options, requests):
         self.random = random.Random(seed() ^ zlib.crc32(self.id().encode()))

@@ -232,7 +232,7 @@ class Writer:
                 raise AssertionError(f"{request}: error {done.error}")
 
 
-@limit(120)
+@limit(240)
 class Jobs(QmpTest):
     def start(self, *options, **more):
         daemon = self.daemon(*options)
@@ -359,7 +359,7 @@ class Jobs(QmpTest):
         self.finish(daemon, client, writer)
 
 
-@limit(120)
+@limit(240)
 class Overlays(QmpTest):
     """A new image on top of one that is being written to."""
 
@@ -441,7 +441,7 @@ class Overlays(QmpTest):
         self.finish(daemon, client, writer, "top3.img", FORMAT)
 
 
-@limit(120)
+@limit(240)
 class Threads(QmpTest):
     def test_moves_between_threads(self):
         daemon = self.daemon("--object", "iothread,id=io0", "--object", "iothread,id=io1")
