@@ -627,13 +627,13 @@ const char* clamped_advice(ConstBytes block) {
             continue;
         }
         Header header;
-        const Error error = decode_field(field, block, header);
+        FVD_ASSERT(decode_field(field, block, header).ok()); /* clamped, never refused */
         const ConstBytes stored = bytes_of(field, block);
         const bool kept =
             field.kind == Kind::u64   ? header.*field.u64 == load_le<uint64_t>(stored, 0)
             : field.kind == Kind::u32 ? header.*field.u32 == load_le<uint32_t>(stored, 0)
                                       : header.*field.i64 == load_le<int64_t>(stored, 0);
-        if (!error.ok() || !kept) {
+        if (!kept) {
             return field.place.name;
         }
     }

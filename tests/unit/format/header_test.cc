@@ -531,6 +531,14 @@ TEST(Header, ChunksAreWholeBlocks) {
               "chunk_size is 8192 bytes; must be a multiple of block_size, 7680");
 }
 
+TEST(Header, ChunksWithoutBlocksNeedNoMultiple) {
+    Block block = compact_block(4096, 4096 + 512);
+    EXPECT_FALSE(decode_error(block).ok());
+    block.set("bitmap_offset", 0);
+    block.set("bitmap_size", 0);
+    EXPECT_TRUE(decode_error(block).ok());
+}
+
 TEST(Header, ATableNeedsAnOffset) {
     Block block = compact_block(4096, kMiB);
     block.set("table_offset", 0);

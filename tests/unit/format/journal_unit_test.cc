@@ -325,6 +325,18 @@ TEST(JournalUnit, TableRecordsAreProven) {
     EXPECT_FALSE(valid_with<uint32_t>(108, 1)) << "padding after an odd number of entries";
 }
 
+TEST(JournalUnit, PaddingIsPartOfARecord) {
+    Bytes unit(512);
+    UnitWriter writer(unit);
+    EXPECT_TRUE(writer.add_table(ChunkIndex(0), std::array<uint32_t, 1>{9}));
+    writer.finish({}, sample_id());
+    ASSERT_EQ(load_le<uint32_t>(unit, 40), 24u);
+    EXPECT_TRUE(is_valid(unit));
+    store_le<uint32_t>(unit, 40, 20);
+    seal(unit);
+    EXPECT_FALSE(is_valid(unit));
+}
+
 /** Any bytes with a right checksum: accepted only if walking the records stays inside. */
 TEST(JournalUnit, GarbageWithARightChecksumIsHarmless) {
     std::mt19937_64 random(3);

@@ -413,6 +413,14 @@ INSTANTIATE_TEST_SUITE_P(
                    },
                    "table_size is 4096 bytes; must be at least 4100 for virtual_disk_size "
                    "1073742336 in chunks of 1048576"},
+        LayoutCase{
+            "TableWithoutJournal",
+            [](Header& h) {
+                make_compact(h);
+                h.bitmap_size = h.bitmap_offset = h.journal_size = h.journal_offset = 0;
+            },
+            "journal_size is 0 bytes; must be between 262144 and 1073741824 in an image with "
+            "a bitmap or table"},
         LayoutCase{"TableOverJournal",
                    [](Header& h) {
                        make_compact(h);
