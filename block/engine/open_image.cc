@@ -8,6 +8,7 @@
 #include "fvd/base/plant.h"
 #include "fvd/engine/header_store.h"
 #include "fvd/engine/image.h"
+#include "fvd/format/limits.h"
 #include "fvd/format/recovery.h"
 
 namespace fvd {
@@ -233,6 +234,12 @@ Error Image::scan_journal(ReplayPlan* plan) {
                            "the journal is damaged: unit %llu is missing, later ones are there; "
                            "'qemu-img check -r all' keeps what can be kept",
                            print(plan->end_sequence));
+    }
+    /* Only an update of the header that was lost leaves a later epoch in the ring. The next epoch
+     * has to be above it, or what is void now would come to life. */
+    if (scan.newest_epoch() > header_.journal_epoch) {
+        host_.warn("the journal holds an epoch later than the header's; it is not replayed");
+        header_.journal_epoch = std::min(scan.newest_epoch(), limits::kMaxCounter - 1);
     }
     return Error::none();
 }

@@ -30,6 +30,7 @@ void JournalScan::add(uint64_t ring_index, ConstBytes unit) {
         return;
     }
     const UnitHeader& header = view->header();
+    newest_epoch_ = std::max(newest_epoch_, header.epoch);
     /* decode() proved tail <= start of the group <= sequence. A group that would reach round the
      * ring to its own tail cannot have been written: the tail is still needed. */
     const uint64_t before_group = header.sequence - header.group_index - header.tail_sequence;

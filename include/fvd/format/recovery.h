@@ -36,6 +36,8 @@ class JournalScan {
 
     ReplayPlan plan() const;
     uint64_t valid_units() const { return valid_; }
+    /** Of any unit with a right checksum, whatever its epoch; 0 without one. */
+    uint64_t newest_epoch() const { return newest_epoch_; }
     /** Sequence of the newest valid unit; 0 without any. */
     uint64_t newest_sequence() const { return newest_.sequence; }
     /** True when the unit of this sequence is in the ring and valid. */
@@ -46,6 +48,7 @@ class JournalScan {
     uint64_t epoch_;
     ImageId image_id_;
     uint64_t valid_ = 0;
+    uint64_t newest_epoch_ = 0;
     UnitHeader newest_;
 };
 

@@ -223,6 +223,30 @@ TEST_F(ImageTest, AKilledImageIsReplayed) {
     expect_fill(3 * kBlock, 10, 9);
 }
 
+TEST_F(ImageTest, AUnitOfALaterEpochNeverComesToLife) {
+    create();
+    open();
+    EXPECT_TRUE(write(0, kBlock, 1).ok());
+    EXPECT_TRUE(image->flush().ok());
+    const Header header = image->header();
+    kill();
+    MutableBytes ring = MutableBytes(host.files[FVD_FILE_IMAGE]).subspan(header.journal_offset);
+    UnitWriter writer(ring.subspan(4096, 4096));
+    ASSERT_TRUE(writer.add_bitmap({BlockIndex(5), BlockIndex(6)}));
+    writer.finish({.epoch = header.journal_epoch + 1, .sequence = 1}, header.image_id);
+    for (int life = 0; life < 4; life++) {
+        open();
+        expect_base(5 * kBlock, kBlock);
+        EXPECT_TRUE(write((10 + static_cast<uint64_t>(life)) * kBlock, kBlock, 2).ok());
+        EXPECT_TRUE(image->flush().ok());
+        EXPECT_GT(image->header().journal_epoch, header.journal_epoch + 1);
+        kill();
+    }
+    open(StartMode::read_only);
+    expect_base(5 * kBlock, kBlock);
+    expect_fill(0, kBlock, 1);
+}
+
 TEST_F(ImageTest, AKilledUnflushedWriteShowsTheBase) {
     create();
     open();
