@@ -45,7 +45,11 @@ ADDED_FILES = {
 
 
 class HookError(Exception):
-    """A hook does not fit the tree: says the file, the anchor and what to do."""
+    """A hook does not fit the tree: says the file and the anchor."""
+
+
+class NotApplied(Exception):
+    """Hooks that fit the tree and are not in it."""
 
 
 def shown(fragment):
@@ -210,7 +214,7 @@ def check(tree):
     wanting += [f"{file}: differs from {ours}" for file, ours in ADDED_FILES.items()
                 if read(os.path.join(tree, file)) != read(os.path.join(REPO, ours))]
     if wanting:
-        raise HookError("\n".join(wanting))
+        raise NotApplied("\n".join(wanting))
     print(f"{tree}: all hooks are in place")
 
 
@@ -248,9 +252,12 @@ def main():
             check(args.tree)
         else:
             apply(args.tree, args.pristine)
-    except HookError as e:
+    except (HookError, NotApplied) as e:
         for line in str(e).split("\n"):
             print(f"apply-hooks: {line}", file=sys.stderr)
+        if isinstance(e, NotApplied):
+            print("apply-hooks: without --check they are inserted; ./configure does so", file=sys.stderr)
+            return 1
         print("apply-hooks: this QEMU tree is not one these hooks were written for (10.0.x expected), or"
               " already changed otherwise;\n             the hooks are in qemu/hooks.toml", file=sys.stderr)
         return 1
