@@ -86,8 +86,9 @@ Error check_journal(const LayoutRequest& request, uint32_t unit) {
 
 /** Bytes of the disk that the bitmap has to cover. */
 uint64_t covered_size(const LayoutRequest& request) {
+    /* A block size without a base asks for an image that can get a base later. */
     if (!request.has_base) {
-        return 0;
+        return request.block_size != 0 ? request.virtual_size : 0;
     }
     const auto rounded = checked_round_up(request.base_size, limits::kSectorSize);
     return request.base_size == 0 || !rounded ? request.virtual_size

@@ -12,7 +12,7 @@ namespace fvd {
 struct LayoutRequest {
     uint64_t virtual_size = 0;
     uint64_t base_size = 0; /* 0 with has_base: the whole virtual disk */
-    bool has_base = false;
+    bool has_base = false;  /* without one, block_size asks for a bitmap over the whole disk */
     bool separate_data_file = false;
     uint64_t block_size = 0;
     uint64_t journal_size = 0;

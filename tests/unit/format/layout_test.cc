@@ -96,7 +96,6 @@ TEST(PlanLayout, OverABase) {
 TEST(PlanLayout, WithoutBaseThereIsOnlyAHeader) {
     LayoutRequest request;
     request.virtual_size = kGiB;
-    request.block_size = 65536;
     request.journal_size = 16 * kMiB;
     const Header h = plan_layout(request).value();
     EXPECT_EQ(h.base_size, 0u);
@@ -104,6 +103,17 @@ TEST(PlanLayout, WithoutBaseThereIsOnlyAHeader) {
     EXPECT_EQ(h.bitmap_size, 0u);
     EXPECT_EQ(h.journal_size, 0u);
     EXPECT_EQ(h.data_offset, kMiB);
+}
+
+TEST(PlanLayout, ABlockSizeWithoutBaseMakesRoomForABaseToCome) {
+    LayoutRequest request;
+    request.virtual_size = kGiB;
+    request.block_size = 65536;
+    const Header h = plan_layout(request).value();
+    EXPECT_EQ(h.base_size, kGiB);
+    EXPECT_EQ(h.block_size, 65536u);
+    EXPECT_EQ(h.block_count(), 16384u);
+    EXPECT_EQ(h.journal_size, kMiB);
 }
 
 TEST(PlanLayout, ADataFileStartsWithTheGuestsFirstByte) {
@@ -253,7 +263,7 @@ class EveryLayout : public testing::TestWithParam<uint64_t> {
     void check(const LayoutRequest& request) {
         Result<Header> planned = plan_layout(request);
         if (!planned.ok()) {
-            EXPECT_TRUE(request.has_base) << planned.error().text;
+            EXPECT_TRUE(request.has_base || request.block_size != 0) << planned.error().text;
             return;
         }
         Header& header = planned.value();
