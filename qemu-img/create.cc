@@ -75,15 +75,7 @@ Result<Header> plan_header(Host& host, const fvd_create_options& options) {
     if (Error error = check_names(options); !error.ok()) {
         return error;
     }
-    LayoutRequest request;
-    request.virtual_size = options.virtual_size;
-    request.has_base = options.base_img != nullptr;
-    request.base_size = options.base_size;
-    request.separate_data_file = options.data_file != nullptr;
-    request.block_size = options.block_size;
-    request.journal_size = options.journal_size;
-    request.journal_unit = options.journal_unit;
-    Result<Header> planned = plan_layout(request);
+    Result<Header> planned = plan_layout(layout_request(options));
     if (!planned.ok()) {
         return planned;
     }

@@ -11,15 +11,7 @@
 namespace fvd {
 
 Error measure_image(const fvd_create_options& options, uint64_t, fvd_measure_result* result) {
-    LayoutRequest request;
-    request.virtual_size = options.virtual_size;
-    request.has_base = options.base_img != nullptr;
-    request.base_size = options.base_size;
-    request.separate_data_file = options.data_file != nullptr;
-    request.block_size = options.block_size;
-    request.journal_size = options.journal_size;
-    request.journal_unit = options.journal_unit;
-    const Result<Header> planned = plan_layout(request);
+    const Result<Header> planned = plan_layout(layout_request(options));
     if (!planned.ok()) {
         return planned.error();
     }

@@ -5,9 +5,21 @@
 
 #include "fvd/base/result.h"
 #include "fvd/engine/host.h"
+#include "fvd/format/layout.h"
 #include "fvd/fvd.h"
 
 namespace fvd {
+
+/** What create and measure ask of plan_layout(). */
+inline LayoutRequest layout_request(const fvd_create_options& options) {
+    return {.virtual_size = options.virtual_size,
+            .base_size = options.base_size,
+            .has_base = options.base_img != nullptr,
+            .separate_data_file = options.data_file != nullptr,
+            .block_size = options.block_size,
+            .journal_size = options.journal_size,
+            .journal_unit = options.journal_unit};
+}
 
 Error create_image(Host& host, const fvd_create_options& options);
 Error measure_image(const fvd_create_options& options, uint64_t data_bytes,
