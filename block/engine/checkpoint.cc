@@ -5,6 +5,7 @@
  */
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 
 #include "fvd/base/plant.h"
 #include "fvd/engine/committer.h"
@@ -145,19 +146,58 @@ Status Committer::close() {
     return settle();
 }
 
+/* Nobody sees a bit clear before all of them are durably clear: what memory says and what a crash
+ * would leave must not part, or the guest reads now one content of a block and now another. */
 Status Committer::forget_all() {
-    if (failed()) {
-        return -EIO;
-    }
-    {
-        HostLock lock(host_);
+    HostLock lock(host_);
+    wait_for_lead();
+    const Status status = lead_with(&Committer::forget_on_disk);
+    if (status.ok()) {
         current_.clear(0, current_.bits());
         committed_.clear(0, committed_.bits());
         pending_pages_.clear(0, pending_pages_.bits());
-        unsaved_pages_.set(0, unsaved_pages_.bits());
+        unsaved_pages_.clear(0, unsaved_pages_.bits());
         update_busy();
     }
-    return settle();
+    return status;
+}
+
+Status Committer::forget_on_disk() {
+    Status status = clear_home();
+    if (status.value() == -ENOMEM) {
+        return status;
+    }
+    if (status.ok()) {
+        status = mark_clean();
+    }
+    if (!status.ok()) {
+        /* Home may lack bits that are still in use. It must have them again before any success. */
+        unsaved_pages_.set(0, unsaved_pages_.bits());
+        if (!failed() && !checkpoint().ok()) {
+            fail("undoing an attempt to empty the image");
+        }
+    }
+    return status;
+}
+
+/* ENOMEM: nothing was written. */
+Status Committer::clear_home() {
+    HostBuffer zeroes(host_, std::min(header_.bitmap_size, kHomeWriteBytes));
+    if (!zeroes) {
+        return -ENOMEM;
+    }
+    std::memset(zeroes.data(), 0, zeroes.size());
+    for (uint64_t at = 0; at < header_.bitmap_size; at += zeroes.size()) {
+        host_.announce(FVD_EVENT_HOME_WRITE);
+        const MutableBytes piece =
+            zeroes.bytes().first(std::min<uint64_t>(header_.bitmap_size - at, zeroes.size()));
+        const Status status = write_bytes(host_, FVD_FILE_IMAGE, header_.bitmap_offset + at, piece);
+        if (!status.ok()) {
+            /* The host may say ENOMEM too, after it wrote. */
+            return status.value() == -ENOMEM ? Status(-EIO) : status;
+        }
+    }
+    return flush_file(FVD_FILE_IMAGE, FVD_EVENT_HOME_FLUSH, "a flush of the bitmap");
 }
 
 }  // namespace fvd

@@ -157,6 +157,16 @@ void Fiber::entry() {
     std::abort(); /* nobody resumes a finished fiber */
 }
 
+uint64_t Fiber::moment() {
+    static uint64_t moments = 0;
+    return ++moments;
+}
+
+void Fiber::make_ready() {
+    ready = true;
+    ready_since = moment();
+}
+
 Fiber* FiberPool::start(std::function<void()> body) {
     if (idle_.empty()) {
         all_.emplace_back(new Fiber);
@@ -166,7 +176,7 @@ Fiber* FiberPool::start(std::function<void()> body) {
     idle_.pop_back();
     fiber->body_ = std::move(body);
     fiber->finished_ = false;
-    fiber->ready = true;
+    fiber->make_ready();
     fiber->woken = fiber->saw_data_error = fiber->saw_flush_error = false;
     fiber->number = ++started_;
 

@@ -26,9 +26,14 @@ class Fiber {
     /** The fiber that is running, or nullptr outside. */
     static Fiber* current();
     bool finished() const { return finished_; }
+    /** May be resumed from now on: what it learns of the world until it next waits was fixed now. */
+    void make_ready();
+    /** Counts up by one a call. */
+    static uint64_t moment();
 
     /* The world's notes on this fiber. */
     bool ready = true;        /* may be resumed */
+    uint64_t ready_since = 0; /* what moment() said when it last became ready */
     bool woken = false;       /* wake() came, perhaps before the sleep */
     bool saw_data_error = false; /* an injected error hit its own data I/O */
     bool saw_flush_error = false;

@@ -81,7 +81,7 @@ void ReferenceDisk::write_ends(uint64_t ticket, uint64_t offset, uint64_t length
     }
 }
 
-bool ReferenceDisk::flush_ends(uint64_t moment) {
+bool ReferenceDisk::flush_ends(uint64_t moment, uint64_t answered) {
     bool changed = false;
     bool honest = true;
     size_t kept = 0;
@@ -97,7 +97,7 @@ bool ReferenceDisk::flush_ends(uint64_t moment) {
             const bool newer = std::any_of(c.writes.begin(), c.writes.end(), [&](const Write& w) {
                 return w.certain && w.issued > write.returned;
             });
-            honest &= !write.lost || newer || write.returned >= moment;
+            honest &= write.lost_at > answered || newer || write.returned >= moment;
         }
         c.legal_known = false;
         prune(c);
@@ -111,12 +111,14 @@ bool ReferenceDisk::flush_ends(uint64_t moment) {
     return honest;
 }
 
-void ReferenceDisk::cache_was_lost() {
+void ReferenceDisk::cache_was_lost(uint64_t moment) {
     for (const uint64_t cell : unsettled_) {
         Cell& c = cells_[cell];
         for (Write& write : c.writes) {
             if (!write.durable) {
-                write.lost |= write.certain;
+                if (write.certain) {
+                    write.lost_at = std::min(write.lost_at, moment);
+                }
                 write.certain = false;
             }
         }
@@ -127,7 +129,7 @@ void ReferenceDisk::cache_was_lost() {
 void ReferenceDisk::forget_losses() {
     for (const uint64_t cell : unsettled_) {
         for (Write& write : cells_[cell].writes) {
-            write.lost = false;
+            write.lost_at = UINT64_MAX;
         }
     }
 }

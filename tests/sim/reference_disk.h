@@ -39,10 +39,11 @@ class ReferenceDisk {
     /** Moment at which a flush, or a read, is issued. */
     uint64_t now() { return ++clock_; }
     /** The flush issued at @p moment succeeded: what had returned by then is durable. False when some
-     *  of that is known to be lost: the success is a lie (P7). */
-    bool flush_ends(uint64_t moment);
-    /** A device lost its cache: what is not durable may be there or not, now and for ever (R13). */
-    void cache_was_lost();
+     *  of that was lost before the answer was fixed at @p answered: the success is a lie (P7). */
+    bool flush_ends(uint64_t moment, uint64_t answered);
+    /** A device lost its cache at @p moment (of Fiber::moment()): what is not durable may be there or
+     *  not, now and for ever (R13). */
+    void cache_was_lost(uint64_t moment);
     /** A new session: nobody promises anything about what the last one lost. */
     void forget_losses();
 
@@ -69,7 +70,7 @@ class ReferenceDisk {
         Value value = kZero;
         bool certain = false; /* returned with success */
         bool durable = false;
-        bool lost = false; /* acknowledged, and then the device dropped it */
+        uint64_t lost_at = UINT64_MAX; /* acknowledged, and then the device dropped it */
         uint64_t issued = 0;
         uint64_t returned = UINT64_MAX;
         uint64_t ticket = 0;

@@ -93,7 +93,7 @@ void SimHost::finish(size_t index) {
     } else {
         perform(io);
     }
-    io.fiber->ready = true;
+    io.fiber->make_ready();
 }
 
 void SimHost::perform(PendingIo& io) {
@@ -346,7 +346,7 @@ void SimHost::wake(void* task) {
     FVD_ASSERT(locked_);
     auto* fiber = static_cast<Fiber*>(task);
     fiber->woken = true;
-    fiber->ready = true;
+    fiber->make_ready();
 }
 
 void SimHost::arm_timer(Timer timer, uint64_t delay_ms) { deadline[timer] = now_ms + delay_ms; }

@@ -278,7 +278,7 @@ void World::flush_completes(File) {
 void World::flush_failed(File, Fiber* who) {
     urgent_ = who;
     flush_failures_++;
-    reference_.cache_was_lost();
+    reference_.cache_was_lost(Fiber::moment());
     event("a flush failed and the cache is lost");
 }
 

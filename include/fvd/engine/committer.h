@@ -68,7 +68,7 @@ class Committer {
     Status settle();
     /** Commit, checkpoint, clean mark. No request in flight. */
     Status close();
-    /** Every bit clear, durably. No request in flight. */
+    /** Every bit clear, durably, or none. No request in flight. */
     Status forget_all();
     /** Change names in the header, durably; @p change gets the header under the mutex. Requests and
      *  commits may go on meanwhile. */
@@ -141,6 +141,8 @@ class Committer {
     Status write_home(BlockBitmap& pages);
     Status write_pages(uint64_t begin, uint64_t end);
     Status mark_clean();
+    Status forget_on_disk();
+    Status clear_home();
     Status save_header();
 
     Host& host_;
