@@ -588,6 +588,10 @@ uint64_t Header::journal_units() const {
     return journal_unit != 0 ? journal_size / journal_unit : 0;
 }
 
+uint64_t Header::chunk_count() const {
+    return has_table() && chunk_size != 0 ? div_ceil(virtual_size, chunk_size) : 0;
+}
+
 Result<Header> decode_header(ConstBytes block) {
     FVD_ASSERT(block.size() == kHeaderSize);
     if (Error error = check_magic_and_version(block); !error.ok()) {

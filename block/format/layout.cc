@@ -155,12 +155,8 @@ Error check_bitmap_fits(const Header& h) {
                        h.bitmap_size, needed, h.base_size, h.block_size);
 }
 
-uint64_t chunk_count(const Header& h) {
-    return h.has_table() ? div_ceil(h.virtual_size, h.chunk_size) : 0;
-}
-
 Error check_table_fits(const Header& h) {
-    const uint64_t needed = chunk_count(h) * sizeof(uint32_t);
+    const uint64_t needed = h.chunk_count() * sizeof(uint32_t);
     if (needed <= h.table_size) {
         return Error::none();
     }
@@ -244,8 +240,7 @@ Regions regions_of(const Header& h) {
     regions.bitmap = region(h.bitmap_offset, h.bitmap_size);
     regions.table = region(h.table_offset, h.table_size);
     regions.journal = region(h.journal_offset, h.journal_size);
-    /* Compact: slots for all chunks, the most that the table can name without storing one twice. */
-    const uint64_t data_size = h.has_table() ? chunk_count(h) * h.chunk_size : h.virtual_size;
+    const uint64_t data_size = h.has_table() ? h.slot_count() * h.chunk_size : h.virtual_size;
     regions.data = region(h.data_offset, data_size);
     return regions;
 }

@@ -10,9 +10,42 @@ namespace fvd {
 
 namespace {
 
+bool blocks_exist(const JournalRecord& record, const ReplayTarget& target) {
+    return record.blocks.end.value <= target.bitmap.bits();
+}
+
+bool chunks_and_slots_exist(const JournalRecord& record, const ReplayTarget& target) {
+    if (record.first_chunk.value + record.entry_count() > target.table.chunks()) {
+        return false;
+    }
+    for (uint64_t i = 0; i < record.entry_count(); ++i) {
+        if (record.entry(i) != kNotStored && record.entry(i) >= target.slots) {
+            return false;
+        }
+    }
+    return true;
+}
+
 /** What a record may touch exists. */
-bool is_inside(const JournalRecord& record, const BlockBitmap& bitmap) {
-    return record.kind == JournalRecord::Kind::bitmap && record.blocks.end.value <= bitmap.bits();
+bool is_inside(const JournalRecord& record, const ReplayTarget& target) {
+    return record.kind == JournalRecord::Kind::bitmap ? blocks_exist(record, target)
+                                                      : chunks_and_slots_exist(record, target);
+}
+
+void apply_blocks(const JournalRecord& record, ReplayTarget& target) {
+    const uint64_t begin = record.blocks.begin.value;
+    const uint64_t end = record.blocks.end.value;
+    target.bitmap.set(begin, end);
+    target.dirty_pages.set(begin / kBlocksPerPage, div_ceil(end, kBlocksPerPage));
+}
+
+void apply_entries(const JournalRecord& record, ReplayTarget& target) {
+    const uint64_t begin = record.first_chunk.value;
+    const uint64_t end = begin + record.entry_count();
+    for (uint64_t chunk = begin; chunk < end; ++chunk) {
+        target.table.set_entry(ChunkIndex(chunk), record.entry(chunk - begin));
+    }
+    target.dirty_entries.set(begin / kChunksPerPage, div_ceil(end, kChunksPerPage));
 }
 
 }  // namespace
@@ -72,15 +105,13 @@ ReplayPlan JournalScan::plan() const {
 bool apply_unit(const UnitView& unit, ReplayTarget& target) {
     JournalRecord record;
     for (size_t position = 0; unit.next(&position, &record);) {
-        if (!is_inside(record, target.bitmap)) {
+        if (!is_inside(record, target)) {
             return false;
         }
     }
     for (size_t position = 0; unit.next(&position, &record);) {
-        const uint64_t begin = record.blocks.begin.value;
-        const uint64_t end = record.blocks.end.value;
-        target.bitmap.set(begin, end);
-        target.dirty_pages.set(begin / kBlocksPerPage, div_ceil(end, kBlocksPerPage));
+        record.kind == JournalRecord::Kind::bitmap ? apply_blocks(record, target)
+                                                   : apply_entries(record, target);
     }
     return true;
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #pragma once
 /*
- * Which units of the ring to replay, judged from all of them; and how a unit changes the bitmap.
+ * Which units of the ring to replay, judged from all of them; and how a unit changes bitmap and
+ * table.
  * Pure: the engine reads the ring and feeds it in any pieces.
  *
  * A group is written only after the previous one is durable. So a cut can tear only the last group:
@@ -13,6 +14,7 @@
 #include <span>
 
 #include "fvd/format/block_bitmap.h"
+#include "fvd/format/chunk_table.h"
 #include "fvd/format/journal_unit.h"
 
 namespace fvd {
@@ -52,19 +54,25 @@ class JournalScan {
     UnitHeader newest_;
 };
 
-/** Where a record's changes go, and what they may touch. */
+/** Where the changes of records go, and what they may touch. */
 struct ReplayTarget {
-    BlockBitmap bitmap;      /* current view */
-    BlockBitmap dirty_pages; /* one bit a 4 KiB page of the bitmap's home */
+    BlockBitmap bitmap;          /* current view; of no bits in an image without */
+    BlockBitmap dirty_pages;     /* one bit a 4 KiB page of the bitmap's home */
+    ChunkTable table{};          /* current view; of no chunks in a linear image */
+    BlockBitmap dirty_entries{}; /* one bit a 4 KiB page of the table's home */
+    uint64_t slots = 0;          /* an entry names one below this, or none */
 };
 
 /**
  * Apply the records of one unit. False, with nothing applied, when a record reaches outside the
- * bitmap or names a table that does not exist.
+ * bitmap or the table, or names a slot that cannot exist. Whether two chunks name the same slot is
+ * not looked at here.
  */
 bool apply_unit(const UnitView& unit, ReplayTarget& target);
 
 /** Blocks whose bits one page of the bitmap's home holds. */
 inline constexpr uint64_t kBlocksPerPage = 4096 * 8;
+/** Chunks whose entries one page of the table's home holds. */
+inline constexpr uint64_t kChunksPerPage = 4096 / sizeof(uint32_t);
 
 }  // namespace fvd

@@ -424,6 +424,86 @@ TEST_F(ApplyUnit, WhatReachesOutsideChangesNothing) {
     EXPECT_EQ(pages(), 0u);
 }
 
+/** The same for a table of 2,500 chunks, three pages, and a bitmap of 64 blocks. */
+class ApplyTable : public testing::Test {
+  protected:
+    static constexpr uint64_t kChunks = 2 * kChunksPerPage + 452;
+
+    ApplyTable() : entries_(kChunks, kNotStored), words_(1), page_words_(2) {
+        target_ = {BlockBitmap(words_, 64), BlockBitmap({&page_words_[0], 1}, 1),
+                   ChunkTable(entries_), BlockBitmap({&page_words_[1], 1}, 3), kChunks};
+    }
+    /** One unit: blocks, and these entries from @p first on. */
+    bool apply(uint64_t first, std::vector<uint32_t> list, uint64_t blocks = 0) {
+        Bytes unit(4096);
+        UnitWriter writer(unit);
+        if (blocks != 0) {
+            EXPECT_TRUE(writer.add_bitmap({BlockIndex(0), BlockIndex(blocks)}));
+        }
+        EXPECT_TRUE(writer.add_table(ChunkIndex(first), list));
+        writer.finish({}, sample_id());
+        const auto view = UnitView::decode(unit, sample_id());
+        EXPECT_TRUE(view.has_value());
+        return apply_unit(*view, target_);
+    }
+    uint64_t pages() const { return target_.dirty_entries.word(0); }
+
+    std::vector<uint32_t> entries_;
+    std::vector<uint64_t> words_;
+    std::vector<uint64_t> page_words_;
+    ReplayTarget target_;
+};
+
+TEST_F(ApplyTable, GivesSlotsAndTakesThem) {
+    EXPECT_TRUE(apply(3, {7, kNotStored, 0}));
+    EXPECT_EQ(target_.table.entry(ChunkIndex(3)), 7u);
+    EXPECT_EQ(target_.table.entry(ChunkIndex(5)), 0u);
+    EXPECT_EQ(target_.table.stored(), 2u);
+    EXPECT_EQ(pages(), 0b001u);
+    EXPECT_EQ(target_.dirty_pages.count(), 0u);
+    EXPECT_TRUE(apply(2, {kNotStored, kNotStored}));
+    EXPECT_EQ(target_.table.stored(), 1u);
+}
+
+TEST_F(ApplyTable, BlocksAndEntriesOfOneUnitAreOne) {
+    EXPECT_TRUE(apply(3, {7}, 5));
+    EXPECT_EQ(target_.bitmap.count(), 5u);
+    EXPECT_EQ(target_.dirty_pages.count(), 1u);
+    EXPECT_EQ(target_.table.stored(), 1u);
+}
+
+TEST_F(ApplyTable, EntriesMayCrossPages) {
+    EXPECT_TRUE(apply(kChunksPerPage - 1, {1}));
+    EXPECT_EQ(pages(), 0b001u);
+    EXPECT_TRUE(apply(kChunksPerPage, {2}));
+    EXPECT_EQ(pages(), 0b011u);
+    EXPECT_TRUE(apply(2 * kChunksPerPage - 1, {3, 4}));
+    EXPECT_EQ(pages(), 0b111u);
+    EXPECT_EQ(target_.table.entry(ChunkIndex(2 * kChunksPerPage)), 4u);
+}
+
+TEST_F(ApplyTable, TheLastChunkAndTheLastSlot) {
+    EXPECT_TRUE(apply(kChunks - 1, {kChunks - 1}));
+    EXPECT_EQ(target_.table.entry(ChunkIndex(kChunks - 1)), kChunks - 1);
+}
+
+TEST_F(ApplyTable, WhatCannotExistChangesNothing) {
+    EXPECT_FALSE(apply(kChunks, {0}, 1)) << "a chunk past the end";
+    EXPECT_FALSE(apply(kChunks - 1, {0, 1}, 1)) << "the second of two";
+    EXPECT_FALSE(apply(UINT32_MAX, {0}, 1)) << "the largest chunk a record can name";
+    EXPECT_FALSE(apply(0, {kChunks}, 1)) << "a slot past the end";
+    EXPECT_FALSE(apply(0, {0, kNotStored - 1}, 1)) << "the largest slot a record can name";
+    EXPECT_FALSE(apply(0, {0}, 65)) << "a block past the end, in the same unit";
+    EXPECT_EQ(target_.table.stored(), 0u);
+    EXPECT_EQ(target_.bitmap.count(), 0u);
+    EXPECT_EQ(pages(), 0u);
+}
+
+TEST_F(ApplyTable, TwoChunksWithOneSlotAreNotRefusedHere) {
+    EXPECT_TRUE(apply(0, {9, 9}));
+    EXPECT_EQ(target_.table.stored(), 2u);
+}
+
 TEST_F(ApplyUnit, NoRecordsChangeNothing) {
     EXPECT_TRUE(apply({}));
     EXPECT_EQ(target_.bitmap.count(), 0u);
