@@ -10,6 +10,7 @@
 #include "fvd/base/arith.h"
 #include "fvd/base/utf8.h"
 #include "fvd/format/block_bitmap.h"
+#include "fvd/format/chunk_table.h"
 #include "fvd/format/layout.h"
 #include "fvd/format/limits.h"
 #include "fvd/verbs.h"
@@ -100,6 +101,11 @@ Result<Header> plan_header(Host& host, const fvd_create_options& options) {
 
 /* ---------------------------------------------------------------------------- storage */
 
+/* How storage is made longer; slots that are merely mapped are as sparse as any. */
+Preallocation resize_mode(Preallocation mode) {
+    return mode == FVD_PREALLOC_METADATA ? FVD_PREALLOC_OFF : mode;
+}
+
 /* Give a file at least @p size bytes. *reads_zero: what nobody wrote reads as zeros. */
 Error provide(Host& host, File file, uint64_t size, Preallocation mode, bool* reads_zero) {
     const int64_t before = host.length(file);
@@ -117,29 +123,53 @@ Error provide(Host& host, File file, uint64_t size, Preallocation mode, bool* re
                                      print(size), std::strerror(-status.value()));
 }
 
+/* Give a file that is shorter this length. */
+Error lengthen(Host& host, File file, uint64_t size, Preallocation mode) {
+    const int64_t now = host.length(file);
+    if (now >= 0 && static_cast<uint64_t>(now) >= size) {
+        return Error::none();
+    }
+    const Status status = host.resize(file, size, mode);
+    return status.ok() ? Error::none()
+                       : Error::make(status.value(), "cannot make the image %llu bytes long: %s",
+                                     print(size), std::strerror(-status.value()));
+}
+
+/* The bytes of the guest's data that have storage from the first day. */
+uint64_t first_storage(const Header& header, Preallocation mode) {
+    if (!header.has_table()) {
+        return header.virtual_size;
+    }
+    return mode == FVD_PREALLOC_OFF ? 0 : header.slot_count() * header.chunk_size;
+}
+
 /* Metadata is written now, not only given space: a journal that runs out of space helps nobody, and
  * on a file system with a journal of its own the first write to a block that was never written
- * makes the flush after it a good deal dearer. */
-Error provide_image_file(Host& host, const Header& header, Preallocation mode, bool* reads_zero) {
+ * makes the flush after it a good deal dearer. The table gets its entries later, and needs no zeros
+ * before. */
+Error provide_metadata(Host& host, const Header& header, Preallocation mode, bool* reads_zero) {
     const Regions regions = regions_of(header);
-    const uint64_t metadata_end =
-        std::max({regions.header.end, regions.bitmap.end, regions.table.end, regions.journal.end});
-    Error error = provide(host, FVD_FILE_IMAGE, metadata_end, FVD_PREALLOC_FULL, reads_zero);
+    const ByteRange table = header.has_table()
+                                ? regions.table
+                                : ByteRange{regions.metadata_end(), regions.metadata_end()};
+    Error error = provide(host, FVD_FILE_IMAGE, table.begin, mode, reads_zero);
+    if (error.ok()) {
+        error = lengthen(host, FVD_FILE_IMAGE, table.end, FVD_PREALLOC_OFF);
+    }
+    return error.ok() ? lengthen(host, FVD_FILE_IMAGE, regions.metadata_end(), mode) : error;
+}
+
+Error provide_image_file(Host& host, const Header& header, const fvd_create_options& options,
+                         bool* reads_zero) {
+    Error error = provide_metadata(host, header, FVD_PREALLOC_FULL, reads_zero);
     if (error.code == -ENOTSUP) {
-        error = provide(host, FVD_FILE_IMAGE, metadata_end, FVD_PREALLOC_OFF, reads_zero);
+        error = provide_metadata(host, header, FVD_PREALLOC_OFF, reads_zero);
     }
     if (!error.ok() || header.has_data_file()) {
         return error;
     }
-    const uint64_t size = header.data_offset + header.virtual_size;
-    const int64_t now = host.length(FVD_FILE_IMAGE);
-    if (now >= 0 && static_cast<uint64_t>(now) >= size) {
-        return Error::none();
-    }
-    const Status status = host.resize(FVD_FILE_IMAGE, size, mode);
-    return status.ok() ? Error::none()
-                       : Error::make(status.value(), "cannot make the image %llu bytes long: %s",
-                                     print(size), std::strerror(-status.value()));
+    const uint64_t end = header.data_offset + first_storage(header, options.preallocation);
+    return lengthen(host, FVD_FILE_IMAGE, end, resize_mode(options.preallocation));
 }
 
 /* ---------------------------------------------------------------------------- the base's zeros */
@@ -286,8 +316,33 @@ Error write_bitmap(Host& host, const Header& header, const BlockBitmap& bitmap) 
     return Error::none();
 }
 
-/* Storage that does not start out as zeros: where the image promises zeros, write them. */
-Error zero_preset_data(Host& host, const Header& header, const BlockBitmap& bitmap) {
+/* Chunk n is stored in slot n, or none is stored at all. */
+Error write_table(Host& host, const Header& header, bool all_stored) {
+    HostBuffer buffer(host, std::min(header.table_size, kPieceBytes));
+    if (!buffer) {
+        return failed(-ENOMEM, "no memory to write the table");
+    }
+    for (uint64_t at = 0; at < header.table_size; at += buffer.size()) {
+        const MutableBytes piece =
+            buffer.bytes().first(std::min<uint64_t>(buffer.size(), header.table_size - at));
+        for (size_t i = 0; i < piece.size(); i += sizeof(uint32_t)) {
+            const uint64_t chunk = (at + i) / sizeof(uint32_t);
+            const bool stored = all_stored && chunk < header.chunk_count();
+            store_le<uint32_t>(piece, i, stored ? static_cast<uint32_t>(chunk) : kNotStored);
+        }
+        const Status status = write_bytes(host, FVD_FILE_IMAGE, header.table_offset + at, piece);
+        if (!status.ok()) {
+            return failed(status, "the table cannot be written");
+        }
+    }
+    return Error::none();
+}
+
+/* Storage that does not start out as zeros: where the image promises zeros, write them. Guest byte
+ * n stands at place n, in a compact image because chunk n stands in slot n; what its last slot has
+ * more than the disk is zero, too. */
+Error zero_preset_data(Host& host, const Header& header, const BlockBitmap& bitmap,
+                       uint64_t storage) {
     for (uint64_t block = 0; block < bitmap.bits();) {
         const uint64_t end = bitmap.run_end(block, bitmap.bits());
         if (bitmap.test(block)) {
@@ -302,8 +357,8 @@ Error zero_preset_data(Host& host, const Header& header, const BlockBitmap& bitm
         block = end;
     }
     const uint64_t covered = header.has_bitmap() ? header.base_size : 0;
-    const Status status = zero_range(host, FVD_FILE_DATA, header.data_offset + covered,
-                                     header.data_offset + header.virtual_size);
+    const Status status =
+        zero_range(host, FVD_FILE_DATA, header.data_offset + covered, header.data_offset + storage);
     return status.ok() ? Error::none() : failed(status, "data storage cannot be zeroed");
 }
 
@@ -323,10 +378,8 @@ Error write_header(Host& host, const Header& header) {
 
 Error write_metadata(Host& host, Header& header, const fvd_create_options& options, bool image_zero,
                      bool data_zero) {
-    const Regions regions = regions_of(header);
     if (!image_zero) {
-        const uint64_t end =
-            std::max({regions.header.end, regions.bitmap.end, regions.journal.end});
+        const uint64_t end = regions_of(header).metadata_end();
         if (Status status = zero_range(host, FVD_FILE_IMAGE, 0, end); !status.ok()) {
             return failed(status, "metadata cannot be zeroed");
         }
@@ -344,16 +397,21 @@ Error write_metadata(Host& host, Header& header, const fvd_create_options& optio
             return error;
         }
     }
-    const bool relies_on_zeros =
-        header.virtual_size > header.base_size || bitmap.any_set(0, bitmap.bits());
-    header.need_zero_init = relies_on_zeros;
-    if (!data_zero && relies_on_zeros) {
-        if (Error error = zero_preset_data(host, header, bitmap); !error.ok()) {
+    const uint64_t storage = first_storage(header, options.preallocation);
+    header.need_zero_init = storage != 0 && (header.virtual_size > header.base_size ||
+                                             bitmap.any_set(0, bitmap.bits()));
+    if (!data_zero && storage != 0) {
+        if (Error error = zero_preset_data(host, header, bitmap, storage); !error.ok()) {
             return error;
         }
     }
     if (Error error = write_bitmap(host, header, bitmap); !error.ok()) {
         return error;
+    }
+    if (header.has_table()) {
+        if (Error error = write_table(host, header, storage != 0); !error.ok()) {
+            return error;
+        }
     }
     if (header.has_data_file()) {
         if (Status status = host.flush(FVD_FILE_DATA); !status.ok()) {
@@ -372,14 +430,13 @@ Error create_image(Host& host, const fvd_create_options& options) {
     }
     Header& header = planned.value();
     bool image_zero = false;
-    if (Error error = provide_image_file(host, header, options.preallocation, &image_zero);
-        !error.ok()) {
+    if (Error error = provide_image_file(host, header, options, &image_zero); !error.ok()) {
         return error;
     }
     bool data_zero = image_zero;
     if (header.has_data_file()) {
-        Error error =
-            provide(host, FVD_FILE_DATA, header.virtual_size, options.preallocation, &data_zero);
+        Error error = provide(host, FVD_FILE_DATA, first_storage(header, options.preallocation),
+                              resize_mode(options.preallocation), &data_zero);
         if (!error.ok()) {
             return error;
         }

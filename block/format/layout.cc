@@ -44,6 +44,19 @@ Error check_disk_size(const LayoutRequest& request) {
     return error;
 }
 
+/** The default gives way to a chunk size that was asked for: chunks are whole blocks. */
+uint64_t chosen_block_size(const LayoutRequest& request, uint64_t base_size) {
+    if (request.block_size != 0) {
+        return request.block_size;
+    }
+    uint64_t block_size = default_block_size(base_size);
+    const uint64_t chunk_size = request.compact ? request.chunk_size : 0;
+    while (chunk_size % block_size != 0 && block_size > limits::kMinBlockSize) {
+        block_size /= 2;
+    }
+    return block_size;
+}
+
 Error check_block_size(const LayoutRequest& request, uint64_t base_size) {
     if (request.block_size != 0 &&
         !is_multiple_within(request.block_size, limits::kSectorSize, limits::kMinBlockSize,
@@ -51,8 +64,7 @@ Error check_block_size(const LayoutRequest& request, uint64_t base_size) {
         return option_error("block_size", request.block_size, limits::kSectorSize,
                             limits::kMinBlockSize, limits::kMaxBlockSize);
     }
-    const uint64_t block_size =
-        request.block_size != 0 ? request.block_size : default_block_size(base_size);
+    const uint64_t block_size = chosen_block_size(request, base_size);
     if (bitmap_bytes(base_size, block_size) <= limits::kMaxBitmapSize) {
         return Error::none();
     }
@@ -70,6 +82,75 @@ Error check_block_size(const LayoutRequest& request, uint64_t base_size) {
                        "block_size is %" PRIu64 " bytes; must be between %" PRIu64 " and %" PRIu64
                        " for a base of %" PRIu64 " bytes",
                        block_size, least, limits::kMaxBlockSize, base_size);
+}
+
+uint64_t table_bytes(uint64_t virtual_size, uint64_t chunk_size) {
+    return div_ceil(virtual_size, chunk_size) * sizeof(uint32_t);
+}
+
+/** The smallest chunks with which the table of a disk stays within its limit. */
+uint64_t least_chunk_size(uint64_t virtual_size) {
+    constexpr uint64_t kMostEntries = limits::kMaxTableSize / sizeof(uint32_t);
+    return std::max(limits::kMinChunkSize,
+                    round_up(div_ceil(virtual_size, kMostEntries), limits::kSectorSize));
+}
+
+Error check_chunk_size(const LayoutRequest& request, uint64_t block_size, uint64_t chunk_size) {
+    if (!is_multiple_within(chunk_size, limits::kSectorSize, limits::kMinChunkSize,
+                            limits::kMaxChunkSize)) {
+        return option_error("chunk_size", chunk_size, limits::kSectorSize, limits::kMinChunkSize,
+                            limits::kMaxChunkSize);
+    }
+    if (block_size != 0 && chunk_size % block_size != 0) {
+        return Error::make(
+            -EINVAL, "chunk_size is %" PRIu64 " bytes; must be a multiple of block_size, %" PRIu64,
+            chunk_size, block_size);
+    }
+    const uint64_t least = least_chunk_size(request.virtual_size);
+    if (least > limits::kMaxChunkSize) {
+        return Error::make(-EFBIG,
+                           "a compact disk of %" PRIu64
+                           " bytes is too large; a table can map "
+                           "%" PRIu64,
+                           request.virtual_size,
+                           limits::kMaxTableSize / sizeof(uint32_t) * limits::kMaxChunkSize);
+    }
+    if (chunk_size < least) {
+        return Error::make(-EINVAL,
+                           "chunk_size is %" PRIu64 " bytes; must be between %" PRIu64
+                           " and %" PRIu64 " for a disk of %" PRIu64 " bytes",
+                           chunk_size, least, limits::kMaxChunkSize, request.virtual_size);
+    }
+    return Error::none();
+}
+
+Error check_grow_unit(const LayoutRequest& request, uint64_t chunk_size) {
+    const uint64_t most = round_down(limits::kMaxStorageGrowUnit, chunk_size);
+    if (request.storage_grow_unit == 0 ||
+        is_multiple_within(request.storage_grow_unit, chunk_size, chunk_size, most)) {
+        return Error::none();
+    }
+    return option_error("storage_grow_unit", request.storage_grow_unit, chunk_size, chunk_size,
+                        most);
+}
+
+uint64_t chosen_grow_unit(const LayoutRequest& request, uint64_t chunk_size) {
+    return request.storage_grow_unit != 0 ? request.storage_grow_unit
+                                          : round_up(limits::kDefaultStorageGrowUnit, chunk_size);
+}
+
+Error check_compact(const LayoutRequest& request, uint64_t block_size, uint64_t chunk_size) {
+    if (request.compact) {
+        const Error error = check_chunk_size(request, block_size, chunk_size);
+        return error.ok() ? check_grow_unit(request, chunk_size) : error;
+    }
+    const bool chunk_given = request.chunk_size != 0;
+    if (chunk_given || request.storage_grow_unit != 0) {
+        return Error::make(-EINVAL, "%s is %" PRIu64 " bytes, but compact_image is off",
+                           chunk_given ? "chunk_size" : "storage_grow_unit",
+                           chunk_given ? request.chunk_size : request.storage_grow_unit);
+    }
+    return Error::none();
 }
 
 Error check_journal(const LayoutRequest& request, uint32_t unit) {
@@ -183,6 +264,19 @@ Error check_journal_fits(const Header& h) {
     return Error::none();
 }
 
+/** One behind the other, in the order in which the format's document names them. */
+void place_regions(Header& h, bool separate_data_file) {
+    uint64_t end = kHeaderRegionSize;
+    const auto place = [&end](uint64_t* offset, uint64_t size) {
+        *offset = size != 0 ? end : 0;
+        end += size;
+    };
+    place(&h.bitmap_offset, h.bitmap_size);
+    place(&h.table_offset, h.table_size);
+    place(&h.journal_offset, h.journal_size);
+    h.data_offset = separate_data_file ? 0 : round_up(end, limits::kDataAlignment);
+}
+
 constexpr ByteRange region(uint64_t offset, uint64_t size) {
     return {offset, offset + size};
 }
@@ -198,39 +292,64 @@ uint64_t default_block_size(uint64_t base_size) {
     return block_size;
 }
 
-uint64_t default_journal_size(uint64_t bitmap_size, uint32_t journal_unit) {
-    /* All of a bitmap can change between two checkpoints, and a record is small beside a page. */
-    const uint64_t wanted = checked_mul(bitmap_size, 4).value_or(UINT64_MAX);
+uint64_t default_chunk_size(uint64_t virtual_size, uint64_t block_size) {
+    uint64_t chunk_size = block_size == 0 ? limits::kDefaultChunkSize
+                                          : round_up(limits::kDefaultChunkSize, block_size);
+    while (chunk_size <= limits::kMaxChunkSize / 2 &&
+           table_bytes(virtual_size, chunk_size) > limits::kMaxTableSize) {
+        chunk_size *= 2;
+    }
+    return chunk_size;
+}
+
+uint64_t default_journal_size(uint64_t home_size, uint32_t journal_unit) {
+    /* All of it can change between two checkpoints, and a record is small beside a page. */
+    const uint64_t wanted = checked_mul(home_size, 4).value_or(UINT64_MAX);
     return round_up(
         std::clamp(wanted, limits::kMinDefaultJournalSize, limits::kMaxDefaultJournalSize),
         journal_unit);
 }
 
 Result<Header> plan_layout(const LayoutRequest& request) {
+    Error error = check_disk_size(request);
     const uint64_t base_size = covered_size(request);
     const uint32_t journal_unit = request.journal_unit != 0 ? request.journal_unit : 4096;
-    for (const Error& error : {check_disk_size(request), check_block_size(request, base_size),
-                               check_journal(request, journal_unit)}) {
-        if (!error.ok()) {
-            return error;
+    if (error.ok()) {
+        error = check_block_size(request, base_size);
+    }
+    if (!error.ok()) {
+        return error;
+    }
+    const uint64_t block_size = base_size != 0 ? chosen_block_size(request, base_size) : 0;
+    const uint64_t chunk_size = request.chunk_size != 0
+                                    ? request.chunk_size
+                                    : default_chunk_size(request.virtual_size, block_size);
+    for (const Error& found :
+         {check_compact(request, block_size, chunk_size), check_journal(request, journal_unit)}) {
+        if (!found.ok()) {
+            return found;
         }
     }
     Header h;
     h.virtual_size = request.virtual_size;
     h.journal_unit = journal_unit;
-    uint64_t end = kHeaderRegionSize;
     if (base_size != 0) {
         h.base_size = base_size;
-        h.block_size = request.block_size != 0 ? request.block_size : default_block_size(base_size);
-        h.bitmap_offset = end;
-        h.bitmap_size = round_up(bitmap_bytes(base_size, h.block_size), limits::kRegionAlignment);
-        h.journal_offset = h.bitmap_offset + h.bitmap_size;
-        h.journal_size = request.journal_size != 0
-                             ? request.journal_size
-                             : default_journal_size(h.bitmap_size, journal_unit);
-        end = h.journal_offset + h.journal_size;
+        h.block_size = block_size;
+        h.bitmap_size = round_up(bitmap_bytes(base_size, block_size), limits::kRegionAlignment);
     }
-    h.data_offset = request.separate_data_file ? 0 : round_up(end, limits::kDataAlignment);
+    if (request.compact) {
+        h.chunk_size = chunk_size;
+        h.storage_grow_unit = chosen_grow_unit(request, chunk_size);
+        /* Never absent, also for a disk of no bytes: it is what makes an image compact. */
+        h.table_size = round_up(std::max<uint64_t>(table_bytes(h.virtual_size, chunk_size), 1),
+                                limits::kRegionAlignment);
+    }
+    if (const uint64_t home_size = h.bitmap_size + h.table_size; home_size != 0) {
+        h.journal_size = request.journal_size != 0 ? request.journal_size
+                                                   : default_journal_size(home_size, journal_unit);
+    }
+    place_regions(h, request.separate_data_file);
     return h;
 }
 
@@ -243,6 +362,11 @@ Regions regions_of(const Header& h) {
     const uint64_t data_size = h.has_table() ? h.slot_count() * h.chunk_size : h.virtual_size;
     regions.data = region(h.data_offset, data_size);
     return regions;
+}
+
+uint64_t storage_size(const Header& h, uint64_t slots) {
+    const uint64_t step = std::max(h.storage_grow_unit, h.chunk_size);
+    return std::min(round_up(slots * h.chunk_size, step), h.slot_count() * h.chunk_size);
 }
 
 Error check_layout(const Header& header, uint64_t file_length) {

@@ -230,8 +230,10 @@ static int fvd_preallocation_from_qemu(PreallocMode mode,
 {
     switch (mode) {
     case PREALLOC_MODE_OFF:
-    case PREALLOC_MODE_METADATA: /* always so */
         *result = FVD_PREALLOC_OFF;
+        return 0;
+    case PREALLOC_MODE_METADATA:
+        *result = FVD_PREALLOC_METADATA;
         return 0;
     case PREALLOC_MODE_FALLOC:
         *result = FVD_PREALLOC_FALLOC;
@@ -260,6 +262,9 @@ static int fvd_options_from_qapi(const BlockdevCreateOptionsFvd *from,
         .base_img_fmt = from->has_backing_fmt
                         ? BlockdevDriver_str(from->backing_fmt) : NULL,
         .block_size = from->block_size,
+        .compact_image = from->compact_image,
+        .chunk_size = from->chunk_size,
+        .storage_grow_unit = from->storage_grow_unit,
         .journal_size = from->journal_size,
         .journal_unit = from->journal_unit,
         .detect_sparse_hole = from->detect_sparse_hole,
@@ -463,6 +468,9 @@ static BlockdevCreateOptions *fvd_create_options_from_qdict(QDict *qdict,
         { BLOCK_OPT_BACKING_FILE,       "backing-file" },
         { BLOCK_OPT_BACKING_FMT,        "backing-fmt" },
         { FVD_OPT_BLOCK_SIZE,           "block-size" },
+        { FVD_OPT_COMPACT_IMAGE,        "compact-image" },
+        { FVD_OPT_CHUNK_SIZE,           "chunk-size" },
+        { FVD_OPT_STORAGE_GROW_UNIT,    "storage-grow-unit" },
         { FVD_OPT_JOURNAL_SIZE,         "journal-size" },
         { FVD_OPT_JOURNAL_UNIT,         "journal-unit" },
         { FVD_OPT_DETECT_SPARSE_HOLE,   "detect-sparse-hole" },
@@ -580,6 +588,22 @@ QemuOptsList fvd_create_opts = {
             .help = "Unit in which the image keeps track of what it holds"
         },
         {
+            .name = FVD_OPT_COMPACT_IMAGE,
+            .type = QEMU_OPT_BOOL,
+            .help = "Allocate storage chunk by chunk, when the guest writes "
+                    "(default: off)"
+        },
+        {
+            .name = FVD_OPT_CHUNK_SIZE,
+            .type = QEMU_OPT_SIZE,
+            .help = "Unit of storage of a compact image"
+        },
+        {
+            .name = FVD_OPT_STORAGE_GROW_UNIT,
+            .type = QEMU_OPT_SIZE,
+            .help = "Steps in which the storage of a compact image grows"
+        },
+        {
             .name = FVD_OPT_JOURNAL_SIZE,
             .type = QEMU_OPT_SIZE,
             .help = "Size of the journal"
@@ -608,11 +632,12 @@ QemuOptsList fvd_create_opts = {
 
 /* --------------------------------------------------------------- measuring */
 
-/* Bytes of @bs that would have to be written to a new image. */
+/* Bytes of those pieces of @granularity bytes of @bs that hold any data. */
 static int64_t GRAPH_RDLOCK fvd_count_data(BlockDriverState *bs, int64_t size,
-                                           Error **errp)
+                                           int64_t granularity, Error **errp)
 {
     int64_t data = 0;
+    int64_t counted = 0; /* where the last piece ends that was counted */
     int64_t run;
 
     for (int64_t offset = 0; offset < size; offset += run) {
@@ -622,11 +647,38 @@ static int64_t GRAPH_RDLOCK fvd_count_data(BlockDriverState *bs, int64_t size,
             error_setg_errno(errp, -ret, "Unable to get block status");
             return ret;
         }
-        if (!(ret & BDRV_BLOCK_ZERO)) {
-            data += run;
+        if (!(ret & BDRV_BLOCK_ZERO) && offset + run > counted) {
+            int64_t begin = MAX(counted,
+                                QEMU_ALIGN_DOWN(offset, granularity));
+
+            counted = QEMU_ALIGN_UP(offset + run, granularity);
+            data += counted - begin;
         }
     }
     return data;
+}
+
+static int fvd_measure_options(QemuOpts *opts, struct fvd_create_options *to,
+                               Error **errp)
+{
+    g_autofree char *prealloc = qemu_opt_get_del(opts, BLOCK_OPT_PREALLOC);
+    int mode = PREALLOC_MODE_OFF;
+
+    to->virtual_size = qemu_opt_get_size_del(opts, BLOCK_OPT_SIZE, 0);
+    to->block_size = qemu_opt_get_size_del(opts, FVD_OPT_BLOCK_SIZE, 0);
+    to->journal_size = qemu_opt_get_size_del(opts, FVD_OPT_JOURNAL_SIZE, 0);
+    to->journal_unit = qemu_opt_get_size_del(opts, FVD_OPT_JOURNAL_UNIT, 0);
+    to->compact_image = qemu_opt_get_bool_del(opts, FVD_OPT_COMPACT_IMAGE,
+                                              false);
+    to->chunk_size = qemu_opt_get_size_del(opts, FVD_OPT_CHUNK_SIZE, 0);
+    to->storage_grow_unit =
+        qemu_opt_get_size_del(opts, FVD_OPT_STORAGE_GROW_UNIT, 0);
+    if (prealloc) {
+        mode = qapi_enum_parse(&PreallocMode_lookup, prealloc, -1, errp);
+    }
+    return mode < 0 ? -EINVAL
+                    : fvd_preallocation_from_qemu(mode, &to->preallocation,
+                                                  errp);
 }
 
 BlockMeasureInfo *fvd_measure_image(QemuOpts *opts, BlockDriverState *in_bs,
@@ -635,43 +687,41 @@ BlockMeasureInfo *fvd_measure_image(QemuOpts *opts, BlockDriverState *in_bs,
     g_autofree char *base = qemu_opt_get_del(opts, BLOCK_OPT_BACKING_FILE);
     g_autofree char *base_fmt = qemu_opt_get_del(opts, BLOCK_OPT_BACKING_FMT);
     g_autofree char *data_file = qemu_opt_get_del(opts, BLOCK_OPT_DATA_FILE);
-    g_autofree char *prealloc = qemu_opt_get_del(opts, BLOCK_OPT_PREALLOC);
     struct fvd_create_options options = {
-        .virtual_size = qemu_opt_get_size_del(opts, BLOCK_OPT_SIZE, 0),
         .base_img = base,
         .base_img_fmt = base_fmt,
         .data_file = data_file,
-        .block_size = qemu_opt_get_size_del(opts, FVD_OPT_BLOCK_SIZE, 0),
-        .journal_size = qemu_opt_get_size_del(opts, FVD_OPT_JOURNAL_SIZE, 0),
-        .journal_unit = qemu_opt_get_size_del(opts, FVD_OPT_JOURNAL_UNIT, 0),
     };
     struct fvd_measure_result measured;
     struct fvd_error error;
     BlockMeasureInfo *info;
+    int64_t size = 0;
     int64_t data = 0;
-    int mode = PREALLOC_MODE_OFF;
 
-    if (prealloc) {
-        mode = qapi_enum_parse(&PreallocMode_lookup, prealloc, -1, errp);
-    }
-    if (mode < 0 || fvd_preallocation_from_qemu(mode, &options.preallocation,
-                                                errp) < 0) {
+    if (fvd_measure_options(opts, &options, errp) < 0) {
         return NULL;
     }
     if (in_bs) {
-        GRAPH_RDLOCK_GUARD_MAINLOOP();
-        int64_t size = bdrv_getlength(in_bs);
+        size = bdrv_getlength(in_bs);
         if (size < 0) {
             error_setg_errno(errp, -size, "Unable to get image virtual_size");
             return NULL;
         }
         options.virtual_size = size;
-        data = fvd_count_data(in_bs, size, errp);
-        if (data < 0) {
-            return NULL;
-        }
     }
     options.virtual_size = ROUND_UP(options.virtual_size, BDRV_SECTOR_SIZE);
+    /* The first answer says in which pieces data is to be counted. */
+    if (fvd_measure(&options, 0, &measured, &error) < 0) {
+        error_setg(errp, "%s", error.text);
+        return NULL;
+    }
+    if (in_bs) {
+        GRAPH_RDLOCK_GUARD_MAINLOOP();
+        data = fvd_count_data(in_bs, size, measured.granularity, errp);
+    }
+    if (data < 0) {
+        return NULL;
+    }
     if (fvd_measure(&options, data, &measured, &error) < 0) {
         error_setg(errp, "%s", error.text);
         return NULL;

@@ -14,6 +14,9 @@
 
 #define FVD_OPT_DATA_FILE_FMT      "data_file_fmt"
 #define FVD_OPT_BLOCK_SIZE         "block_size"
+#define FVD_OPT_COMPACT_IMAGE      "compact_image"
+#define FVD_OPT_CHUNK_SIZE         "chunk_size"
+#define FVD_OPT_STORAGE_GROW_UNIT  "storage_grow_unit"
 #define FVD_OPT_JOURNAL_SIZE       "journal_size"
 #define FVD_OPT_JOURNAL_UNIT       "journal_unit"
 #define FVD_OPT_DETECT_SPARSE_HOLE "detect_sparse_hole"

@@ -140,6 +140,7 @@ PreallocMode fvd_prealloc_mode(enum fvd_preallocation mode)
 {
     switch (mode) {
     case FVD_PREALLOC_OFF:
+    case FVD_PREALLOC_METADATA: /* asks nothing of the files below */
         return PREALLOC_MODE_OFF;
     case FVD_PREALLOC_FALLOC:
         return PREALLOC_MODE_FALLOC;

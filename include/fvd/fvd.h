@@ -29,8 +29,8 @@ enum fvd_file {
 /* A piece of a scatter/gather list: memory of the core, or a window of a guest's buffer, which only
  * the adapter can look into. Exactly one of memory and guest is set. */
 struct fvd_slice {
-    void *memory;
-    void *guest;
+    void* memory;
+    void* guest;
     uint64_t guest_offset;
     uint64_t length;
 };
@@ -68,56 +68,62 @@ enum fvd_timer {
     FVD_TIMER_COUNT,
 };
 
-enum fvd_preallocation { FVD_PREALLOC_OFF, FVD_PREALLOC_FALLOC, FVD_PREALLOC_FULL };
+enum fvd_preallocation {
+    FVD_PREALLOC_OFF,
+    FVD_PREALLOC_FALLOC,
+    FVD_PREALLOC_FULL,
+    FVD_PREALLOC_METADATA, /* asked of create only: slots for all chunks, in storage that is sparse
+                            */
+};
 
 struct fvd_host_ops {
     /* I/O; may suspend. Reads and writes transfer everything or fail. */
-    int (*read)(void *host, enum fvd_file file, uint64_t offset, const struct fvd_slice *slices,
+    int (*read)(void* host, enum fvd_file file, uint64_t offset, const struct fvd_slice* slices,
                 size_t count, uint32_t flags);
-    int (*write)(void *host, enum fvd_file file, uint64_t offset, const struct fvd_slice *slices,
+    int (*write)(void* host, enum fvd_file file, uint64_t offset, const struct fvd_slice* slices,
                  size_t count, uint32_t flags);
-    int (*write_zeroes)(void *host, enum fvd_file file, uint64_t offset, uint64_t length,
+    int (*write_zeroes)(void* host, enum fvd_file file, uint64_t offset, uint64_t length,
                         uint32_t flags);
-    int (*discard)(void *host, enum fvd_file file, uint64_t offset, uint64_t length);
-    int (*flush)(void *host, enum fvd_file file);
+    int (*discard)(void* host, enum fvd_file file, uint64_t offset, uint64_t length);
+    int (*flush)(void* host, enum fvd_file file);
     /* Length of a file, or a negative errno; -ENOMEDIUM for a data file that was not opened. */
-    int64_t (*length)(void *host, enum fvd_file file);
+    int64_t (*length)(void* host, enum fvd_file file);
     /* Set the length of a file; what is new reads as zeros. -ENOTSUP where the mode or the change
      * is not possible. */
-    int (*resize)(void *host, enum fvd_file file, uint64_t length, enum fvd_preallocation mode);
+    int (*resize)(void* host, enum fvd_file file, uint64_t length, enum fvd_preallocation mode);
     /* Does [offset, offset+*run) read as zeros without being read? Sets *zero and *run, 1 <= *run
      * <= length. */
-    int (*extent)(void *host, enum fvd_file file, uint64_t offset, uint64_t length, bool *zero,
-                  uint64_t *run);
+    int (*extent)(void* host, enum fvd_file file, uint64_t offset, uint64_t length, bool* zero,
+                  uint64_t* run);
     /* True when a fresh file's unwritten areas read as zeros. */
-    bool (*has_zero_init)(void *host, enum fvd_file file);
+    bool (*has_zero_init)(void* host, enum fvd_file file);
 
     /* Memory aligned for I/O on every file (at least 4096 bytes when size is larger); NULL when
      * there is none. Content undefined. */
-    void *(*allocate)(void *host, size_t size);
-    void (*release)(void *host, void *memory);
+    void* (*allocate)(void* host, size_t size);
+    void (*release)(void* host, void* memory);
     /* A buffer of zeros, so that slices of it can stand for zero data. */
-    void (*fill_guest_zero)(void *host, void *guest, uint64_t guest_offset, uint64_t length);
+    void (*fill_guest_zero)(void* host, void* guest, uint64_t guest_offset, uint64_t length);
 
     /* One mutex an image, for short sections that never perform I/O. */
-    void (*lock)(void *host);
-    void (*unlock)(void *host);
+    void (*lock)(void* host);
+    void (*unlock)(void* host);
     /* The calling task; valid until it returns. */
-    void *(*current_task)(void *host);
+    void* (*current_task)(void* host);
     /* With the mutex held: release it, sleep until wake() was called for this task, take it again.
      * A wake() between release and sleep is not lost. May suspend. */
-    void (*park)(void *host);
+    void (*park)(void* host);
     /* With the mutex held. */
-    void (*wake)(void *host, void *task);
+    void (*wake)(void* host, void* task);
 
     /* After delay_ms the adapter runs fvd_timer_expired() in a new task. Arming an armed timer
      * moves it. Called with the mutex held. */
-    void (*arm_timer)(void *host, enum fvd_timer timer, uint64_t delay_ms);
-    void (*cancel_timer)(void *host, enum fvd_timer timer);
+    void (*arm_timer)(void* host, enum fvd_timer timer, uint64_t delay_ms);
+    void (*cancel_timer)(void* host, enum fvd_timer timer);
 
-    void (*announce)(void *host, enum fvd_event event);
-    void (*warn)(void *host, const char *sentence);
-    void (*random)(void *host, void *bytes, size_t length);
+    void (*announce)(void* host, enum fvd_event event);
+    void (*warn)(void* host, const char* sentence);
+    void (*random)(void* host, void* bytes, size_t length);
 };
 
 /* ------------------------------------------------------------------ what it gets */
@@ -163,14 +169,14 @@ struct fvd_info {
 };
 
 /* 100 when the bytes start an FVD image of this format, else 0. */
-int fvd_probe(const void *bytes, size_t length);
+int fvd_probe(const void* bytes, size_t length);
 
 /*
  * Open, step one: read the header of FVD_FILE_IMAGE, so that the adapter learns the names of base
  * and data file. May suspend. On success *image must be given to fvd_free().
  */
-int fvd_load(const struct fvd_host_ops *ops, void *host, fvd_image **image,
-             struct fvd_error *error);
+int fvd_load(const struct fvd_host_ops* ops, void* host, fvd_image** image,
+             struct fvd_error* error);
 
 enum fvd_start_mode {
     FVD_START_READ_ONLY, /* recovered state in memory, not one byte is written */
@@ -179,52 +185,52 @@ enum fvd_start_mode {
 
 /* Open, step two: bring the metadata into memory, replay the journal. May suspend. May be called
  * again after fvd_stop() (migration hand-over) and re-reads everything. */
-int fvd_start(fvd_image *image, enum fvd_start_mode mode, struct fvd_error *error);
+int fvd_start(fvd_image* image, enum fvd_start_mode mode, struct fvd_error* error);
 
 /* Guest requests; may suspend, any number at a time, from any thread. guest is the adapter's
  * buffer. Requests stay inside [0, virtual_size). */
-int fvd_read(fvd_image *image, uint64_t offset, uint64_t length, void *guest, uint64_t guest_offset,
+int fvd_read(fvd_image* image, uint64_t offset, uint64_t length, void* guest, uint64_t guest_offset,
              uint32_t flags);
-int fvd_write(fvd_image *image, uint64_t offset, uint64_t length, void *guest,
+int fvd_write(fvd_image* image, uint64_t offset, uint64_t length, void* guest,
               uint64_t guest_offset, uint32_t flags);
 /* -ENOTSUP for a range that cuts a block which is still in the base. */
-int fvd_write_zeroes(fvd_image *image, uint64_t offset, uint64_t length, uint32_t flags);
-int fvd_discard(fvd_image *image, uint64_t offset, uint64_t length);
-int fvd_flush(fvd_image *image);
+int fvd_write_zeroes(fvd_image* image, uint64_t offset, uint64_t length, uint32_t flags);
+int fvd_discard(fvd_image* image, uint64_t offset, uint64_t length);
+int fvd_flush(fvd_image* image);
 
 enum fvd_place { FVD_PLACE_BASE, FVD_PLACE_DATA };
 /* Where [offset, offset + *run) is; for FVD_PLACE_DATA *data_offset says where in FVD_FILE_DATA.
  * Does not suspend. */
-void fvd_where(fvd_image *image, uint64_t offset, uint64_t length, enum fvd_place *place,
-               uint64_t *run, uint64_t *data_offset);
+void fvd_where(fvd_image* image, uint64_t offset, uint64_t length, enum fvd_place* place,
+               uint64_t* run, uint64_t* data_offset);
 
 /* True when blocks can come from the base: there is a bitmap with bits still clear. */
-bool fvd_needs_base(fvd_image *image);
+bool fvd_needs_base(fvd_image* image);
 
 /* The header on disk says that nothing has to be recovered. Cheap, unlike fvd_get_info(), which
  * counts the blocks that are here. */
-bool fvd_is_clean(fvd_image *image);
+bool fvd_is_clean(fvd_image* image);
 
-void fvd_get_info(fvd_image *image, struct fvd_info *info);
+void fvd_get_info(fvd_image* image, struct fvd_info* info);
 
 /* Change the base named in the header; empty strings: no base any more. May suspend; requests may
  * be in flight. The image was started writable. */
-int fvd_set_base(fvd_image *image, const char *name, const char *format, struct fvd_error *error);
+int fvd_set_base(fvd_image* image, const char* name, const char* format, struct fvd_error* error);
 
 /* Everything below wants a quiet image: no request in flight. May suspend. */
 
 /* Forget every block that the base could serve; used after commit. */
-int fvd_make_empty(fvd_image *image);
+int fvd_make_empty(fvd_image* image);
 /* Commit, checkpoint, mark clean. After an error the image is left for recovery. Requests are not
  * allowed until fvd_start(). Does nothing to an image that was not started writable. */
-int fvd_stop(fvd_image *image);
+int fvd_stop(fvd_image* image);
 /* Release memory. Writes nothing: call fvd_stop() first. NULL is allowed. */
-void fvd_free(fvd_image *image);
+void fvd_free(fvd_image* image);
 
 /* Called by the adapter in a new task when a timer fired. May suspend. */
-void fvd_timer_expired(fvd_image *image, enum fvd_timer timer);
+void fvd_timer_expired(fvd_image* image, enum fvd_timer timer);
 /* Commit what is pending, e.g. when a drain begins. May suspend; requests may be in flight. */
-int fvd_commit(fvd_image *image);
+int fvd_commit(fvd_image* image);
 
 /* ------------------------------------------------------------------ verbs */
 
@@ -238,18 +244,24 @@ struct fvd_create_options {
     uint32_t journal_unit;                 /* 0: default */
     uint64_t detect_sparse_hole; /* also read the base and find runs of zeros this long; 0: off */
     enum fvd_preallocation preallocation;
+    bool compact_image; /* storage is allocated chunk by chunk, through a table */
+    uint64_t chunk_size, storage_grow_unit; /* 0: default; of compact images only */
 };
 
 /* Write an empty image to FVD_FILE_IMAGE (and size FVD_FILE_DATA). May suspend. */
-int fvd_create(const struct fvd_host_ops *ops, void *host, const struct fvd_create_options *options,
-               struct fvd_error *error);
+int fvd_create(const struct fvd_host_ops* ops, void* host, const struct fvd_create_options* options,
+               struct fvd_error* error);
 
 struct fvd_measure_result {
     uint64_t required, fully_allocated;
+    uint64_t granularity; /* data_bytes counts whole pieces of this size that hold any data; 1 where
+                             data_bytes does not matter */
 };
-/* Size of the FVD file for an image without base; a bound with one. */
-int fvd_measure(const struct fvd_create_options *options, uint64_t data_bytes,
-                struct fvd_measure_result *result, struct fvd_error *error);
+/* Size of the FVD file: with data_bytes of data in it, and at most. A bound for an image with a
+ * base. Whoever does not know how to count the data yet calls it once with 0 for the granularity.
+ */
+int fvd_measure(const struct fvd_create_options* options, uint64_t data_bytes,
+                struct fvd_measure_result* result, struct fvd_error* error);
 
 struct fvd_check_result {
     /* corruptions and leaks count what was found, the _fixed numbers what of that was repaired. */
@@ -262,8 +274,8 @@ enum fvd_fix { FVD_FIX_NONE = 0, FVD_FIX_LEAKS = 1, FVD_FIX_ERRORS = 2 };
 /* Judge a whole image, and with fix repair what can be repaired. Each finding is one sentence given
  * to host->warn(). May suspend; the image must not be started by anyone. -ENOTSUP and the like only
  * when the header cannot be understood at all. */
-int fvd_check(const struct fvd_host_ops *ops, void *host, uint32_t fix,
-              struct fvd_check_result *result, struct fvd_error *error);
+int fvd_check(const struct fvd_host_ops* ops, void* host, uint32_t fix,
+              struct fvd_check_result* result, struct fvd_error* error);
 
 #ifdef __cplusplus
 }

@@ -16,7 +16,10 @@ inline LayoutRequest layout_request(const fvd_create_options& options) {
             .base_size = options.base_size,
             .has_base = options.base_img != nullptr,
             .separate_data_file = options.data_file != nullptr,
+            .compact = options.compact_image,
             .block_size = options.block_size,
+            .chunk_size = options.chunk_size,
+            .storage_grow_unit = options.storage_grow_unit,
             .journal_size = options.journal_size,
             .journal_unit = options.journal_unit};
 }

@@ -2,6 +2,7 @@
 #pragma once
 /* Where the regions of an image lie: planned at create, proven at open. */
 
+#include <algorithm>
 #include <optional>
 
 #include "fvd/format/header.h"
@@ -14,7 +15,10 @@ struct LayoutRequest {
     uint64_t base_size = 0; /* 0 with has_base: the whole virtual disk */
     bool has_base = false;  /* without one, block_size asks for a bitmap over the whole disk */
     bool separate_data_file = false;
+    bool compact = false; /* with a table */
     uint64_t block_size = 0;
+    uint64_t chunk_size = 0;        /* this and the next want compact */
+    uint64_t storage_grow_unit = 0; /* a multiple of the chunk size */
     uint64_t journal_size = 0;
     uint32_t journal_unit = 0;
 };
@@ -22,8 +26,14 @@ struct LayoutRequest {
 /** Default block size: the smallest power of two >= 4 KiB that keeps the bitmap <= 4 MiB. */
 uint64_t default_block_size(uint64_t base_size);
 
-/** Default journal size for a bitmap of @p bitmap_size bytes. */
-uint64_t default_journal_size(uint64_t bitmap_size, uint32_t journal_unit);
+/**
+ * Default chunk size: 1 MiB, or as much more as it takes to be a multiple of @p block_size (0: no
+ * bitmap) and to keep the table of a disk within its limit.
+ */
+uint64_t default_chunk_size(uint64_t virtual_size, uint64_t block_size);
+
+/** Default journal size for a bitmap and table of @p home_size bytes together. */
+uint64_t default_journal_size(uint64_t home_size, uint32_t journal_unit);
 
 /**
  * Fill in all region fields of a header (names, ids and tunables are left at their defaults). Order
@@ -39,9 +49,19 @@ struct Regions {
     ByteRange table;
     ByteRange journal;
     ByteRange data; /* in the data file if there is one */
+    /** Behind the last of all but the data. */
+    uint64_t metadata_end() const {
+        return std::max({header.end, bitmap.end, table.end, journal.end});
+    }
 };
 
 Regions regions_of(const Header& header);
+
+/**
+ * Bytes of storage, counted from data_offset, that a compact image has when @p slots are wanted:
+ * whole steps of storage_grow_unit, but never more than all slots need.
+ */
+uint64_t storage_size(const Header& header, uint64_t slots);
 
 /**
  * Prove that the regions of a decoded header fit together: inside @p file_length, aligned,

@@ -32,6 +32,8 @@ inline constexpr uint64_t kMaxBlockSize = 2 * kMiB;
 /* Two copies are held in memory. */
 inline constexpr uint64_t kMaxBitmapSize = 256 * kMiB;
 
+/* Large enough that a table of 16 TiB takes 64 MiB, small enough that little of a chunk is idle. */
+inline constexpr uint64_t kDefaultChunkSize = kMiB;
 inline constexpr uint64_t kMinChunkSize = 4096;
 inline constexpr uint64_t kMaxChunkSize = 64 * kMiB;
 inline constexpr uint64_t kMaxTableSize = kGiB;
@@ -46,6 +48,9 @@ inline constexpr uint64_t kMaxJournalSize = kGiB;
  * one a nanosecond takes 146 years. Whoever adds one to a proven counter cannot overflow it. */
 inline constexpr uint64_t kMaxCounter = uint64_t{1} << 62;
 
+/* Storage of compact images grows in these steps, ahead of need: seldom enough that a file system
+ * has little to do with it, in steps small enough that a small image stays a small file. */
+inline constexpr uint64_t kDefaultStorageGrowUnit = 16 * kMiB;
 /* Storage of compact images grows by at most this much ahead of need. */
 inline constexpr uint64_t kMaxStorageGrowUnit = kTiB;
 

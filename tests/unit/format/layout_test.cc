@@ -26,9 +26,7 @@ constexpr uint64_t kTiB = limits::kTiB;
 constexpr uint64_t kPiB = 1024 * kTiB;
 
 uint64_t metadata_end(const Header& header) {
-    const Regions regions = regions_of(header);
-    return std::max(
-        {regions.header.end, regions.bitmap.end, regions.table.end, regions.journal.end});
+    return regions_of(header).metadata_end();
 }
 
 /* ------------------------------------------------------------------ defaults */
@@ -138,6 +136,107 @@ TEST(PlanLayout, TheBitmapCoversTheBaseOnly) {
     }
 }
 
+TEST(DefaultChunkSize, IsOneMiBWhereItFits) {
+    const struct {
+        uint64_t disk, block, expected;
+    } cases[] = {
+        {0, 0, kMiB},
+        {kGiB, 4096, kMiB},
+        {kGiB, 2 * kMiB, 2 * kMiB},
+        {kGiB, 7680, 137 * 7680}, /* the first multiple above */
+        {256 * kTiB, 0, kMiB},    /* a table of 1 GiB */
+        {256 * kTiB + 512, 0, 2 * kMiB},
+        {16 * kPiB, 0, 64 * kMiB},
+        {16 * kPiB + 512, 0, 64 * kMiB}, /* refused, but by plan_layout() */
+        {limits::kMaxVirtualSize, 0, 64 * kMiB},
+        {limits::kMaxVirtualSize, 2 * kMiB, 64 * kMiB},
+    };
+    for (const auto& of : cases) {
+        EXPECT_EQ(default_chunk_size(of.disk, of.block), of.expected) << of.disk << " " << of.block;
+    }
+}
+
+TEST(PlanLayout, Compact) {
+    LayoutRequest request;
+    request.virtual_size = 10 * kGiB;
+    request.compact = true;
+    const Header h = plan_layout(request).value();
+    EXPECT_EQ(h.chunk_size, kMiB);
+    EXPECT_EQ(h.storage_grow_unit, 16 * kMiB);
+    EXPECT_EQ(h.bitmap_offset, 0u);
+    EXPECT_EQ(h.bitmap_size, 0u);
+    EXPECT_EQ(h.table_offset, 8192u);
+    EXPECT_EQ(h.table_size, 40 * kKiB);
+    EXPECT_EQ(h.chunk_count(), 10240u);
+    EXPECT_EQ(h.slot_count(), 10240u);
+    EXPECT_EQ(h.journal_offset, 48 * kKiB);
+    EXPECT_EQ(h.journal_size, kMiB);
+    EXPECT_EQ(h.data_offset, 2 * kMiB);
+}
+
+TEST(PlanLayout, CompactOverABase) {
+    LayoutRequest request;
+    request.virtual_size = 10 * kGiB;
+    request.has_base = true;
+    request.base_size = kGiB;
+    request.compact = true;
+    request.chunk_size = 64 * kKiB;
+    request.storage_grow_unit = kMiB;
+    const Header h = plan_layout(request).value();
+    EXPECT_EQ(h.block_size, 4096u);
+    EXPECT_EQ(h.bitmap_offset, 8192u);
+    EXPECT_EQ(h.bitmap_size, 32 * kKiB);
+    EXPECT_EQ(h.table_offset, 40 * kKiB);
+    EXPECT_EQ(h.table_size, 640 * kKiB);
+    EXPECT_EQ(h.journal_offset, 680 * kKiB);
+    EXPECT_EQ(h.journal_size, 4 * 672 * kKiB) << "four times bitmap and table";
+    EXPECT_EQ(h.data_offset, 4 * kMiB);
+    EXPECT_EQ(h.storage_grow_unit, kMiB);
+}
+
+TEST(PlanLayout, ACompactDiskOfNoBytesIsCompact) {
+    LayoutRequest request;
+    request.compact = true;
+    const Header h = plan_layout(request).value();
+    EXPECT_TRUE(h.has_table());
+    EXPECT_EQ(h.table_size, 4096u);
+    EXPECT_EQ(h.chunk_count(), 0u);
+    EXPECT_TRUE(decode_header(Block(h).bytes()).ok());
+    EXPECT_TRUE(check_layout(h, 2 * kMiB).ok());
+}
+
+TEST(PlanLayout, DefaultBlocksGiveWayToAChunkSize) {
+    LayoutRequest request;
+    request.virtual_size = kTiB; /* 32 KiB blocks by default */
+    request.has_base = true;
+    request.compact = true;
+    const std::pair<uint64_t, uint64_t> cases[] = {{64 * kKiB, 32 * kKiB}, {32 * kKiB, 32 * kKiB},
+                                                   {16 * kKiB, 16 * kKiB}, {4096, 4096},
+                                                   {24 * kKiB, 8 * kKiB},  {7680, 512}};
+    for (const auto& [chunk, block] : cases) {
+        request.chunk_size = chunk;
+        EXPECT_EQ(plan_layout(request).value().block_size, block) << chunk;
+    }
+}
+
+TEST(StorageSize, GrowsInWholeStepsUpToAllSlots) {
+    LayoutRequest request;
+    request.virtual_size = 10 * kMiB + 512;
+    request.compact = true;
+    request.storage_grow_unit = 4 * kMiB;
+    Header h = plan_layout(request).value();
+    EXPECT_EQ(storage_size(h, 0), 0u);
+    EXPECT_EQ(storage_size(h, 1), 4 * kMiB);
+    EXPECT_EQ(storage_size(h, 4), 4 * kMiB);
+    EXPECT_EQ(storage_size(h, 5), 8 * kMiB);
+    EXPECT_EQ(storage_size(h, 9), 11 * kMiB) << "eleven slots are all there are";
+    EXPECT_EQ(storage_size(h, 11), 11 * kMiB);
+    h.storage_grow_unit = 0; /* the format allows it: step by step */
+    EXPECT_EQ(storage_size(h, 3), 3 * kMiB);
+    h.storage_grow_unit = 512;
+    EXPECT_EQ(storage_size(h, 3), 3 * kMiB);
+}
+
 TEST(PlanLayout, ADiskOfNoBytesIsLegal) {
     for (const bool has_base : {false, true}) {
         LayoutRequest request;
@@ -174,6 +273,23 @@ LayoutRequest over_base(uint64_t size, uint64_t block_size, uint64_t journal = 0
             .journal_unit = unit};
 }
 
+LayoutRequest compact(uint64_t size, uint64_t chunk_size, uint64_t grow_unit = 0) {
+    return {.virtual_size = size,
+            .compact = true,
+            .chunk_size = chunk_size,
+            .storage_grow_unit = grow_unit};
+}
+
+LayoutRequest compact_over_base(uint64_t size, uint64_t block_size, uint64_t chunk_size) {
+    return {.virtual_size = size,
+            .has_base = true,
+            .compact = true,
+            .block_size = block_size,
+            .chunk_size = chunk_size};
+}
+
+#define CHUNK_RANGE " bytes; must be a multiple of 512 between 4096 and 67108864"
+#define GROW_RANGE " bytes; must be a multiple of 1048576 between 1048576 and 1099511627776"
 #define SIZE_RANGE " bytes; must be a multiple of 512 between 0 and 1152921504606846976"
 #define BLOCK_RANGE " bytes; must be a multiple of 512 between 512 and 2097152"
 #define JOURNAL_RANGE " bytes; must be a multiple of 4096 between 262144 and 1073741824"
@@ -230,6 +346,44 @@ INSTANTIATE_TEST_SUITE_P(
         RequestCase{"JournalSmallestOfSmallUnits", over_base(kGiB, 0, 32768, 512), 0, ""},
         RequestCase{"JournalTooSmallOfSmallUnits", over_base(kGiB, 0, 32256, 512), -EINVAL,
                     "journal_size is 32256" JOURNAL_RANGE_512},
+        RequestCase{"Chunk1", compact(kGiB, 1), -EINVAL, "chunk_size is 1" CHUNK_RANGE},
+        RequestCase{"Chunk512", compact(kGiB, 512), -EINVAL, "chunk_size is 512" CHUNK_RANGE},
+        RequestCase{"ChunkSmallest", compact(kGiB, 4096), 0, ""},
+        RequestCase{"Chunk4097", compact(kGiB, 4097), -EINVAL, "chunk_size is 4097" CHUNK_RANGE},
+        RequestCase{"ChunkOddButLegal", compact(kGiB, 7680), 0, ""},
+        RequestCase{"ChunkLargest", compact(kGiB, 64 * kMiB), 0, ""},
+        RequestCase{"ChunkTooLarge", compact(kGiB, 64 * kMiB + 512), -EINVAL,
+                    "chunk_size is 67109376" CHUNK_RANGE},
+        RequestCase{"ChunkHuge", compact(kGiB, UINT64_MAX), -EINVAL,
+                    "chunk_size is 18446744073709551615" CHUNK_RANGE},
+        RequestCase{"ChunkIsNoWholeBlocks", compact_over_base(kGiB, 8192, 12288), -EINVAL,
+                    "chunk_size is 12288 bytes; must be a multiple of block_size, 8192"},
+        RequestCase{"ChunkIsABlock", compact_over_base(kGiB, 8192, 8192), 0, ""},
+        RequestCase{"BlockLargerThanTheDefaultChunk", compact_over_base(kGiB, 2 * kMiB, 0), 0, ""},
+        RequestCase{"TableLargest", compact(kTiB, 4096), 0, ""},
+        RequestCase{"TableTooLarge", compact(kTiB + 512, 4096), -EINVAL,
+                    "chunk_size is 4096 bytes; must be between 4608 and 67108864 for a disk of "
+                    "1099511628288 bytes"},
+        RequestCase{"CompactLargest", compact(16 * kPiB, 0), 0, ""},
+        RequestCase{"CompactTooLarge", compact(16 * kPiB + 512, 0), -EFBIG,
+                    "a compact disk of 18014398509482496 bytes is too large; a table can map "
+                    "18014398509481984"},
+        RequestCase{"GrowUnitSmallest", compact(kGiB, kMiB, kMiB), 0, ""},
+        RequestCase{"GrowUnitBelowAChunk", compact(kGiB, kMiB, 512), -EINVAL,
+                    "storage_grow_unit is 512" GROW_RANGE},
+        RequestCase{"GrowUnitOdd", compact(kGiB, kMiB, kMiB + 512), -EINVAL,
+                    "storage_grow_unit is 1049088" GROW_RANGE},
+        RequestCase{"GrowUnitLargest", compact(kGiB, kMiB, kTiB), 0, ""},
+        RequestCase{"GrowUnitTooLarge", compact(kGiB, kMiB, kTiB + kMiB), -EINVAL,
+                    "storage_grow_unit is 1099512676352" GROW_RANGE},
+        RequestCase{"ChunkSizeOfALinearImage",
+                    {.virtual_size = kGiB, .chunk_size = kMiB},
+                    -EINVAL,
+                    "chunk_size is 1048576 bytes, but compact_image is off"},
+        RequestCase{"GrowUnitOfALinearImage",
+                    {.virtual_size = kGiB, .storage_grow_unit = kMiB},
+                    -EINVAL,
+                    "storage_grow_unit is 1048576 bytes, but compact_image is off"},
         RequestCase{"Unit512", over_base(kGiB, 0, 0, 512), 0, ""},
         RequestCase{"Unit4096", over_base(kGiB, 0, 0, 4096), 0, ""},
         RequestCase{"Unit1", over_base(kGiB, 0, 0, 1), -EINVAL,
@@ -263,7 +417,8 @@ class EveryLayout : public testing::TestWithParam<uint64_t> {
     void check(const LayoutRequest& request) {
         Result<Header> planned = plan_layout(request);
         if (!planned.ok()) {
-            EXPECT_TRUE(request.has_base || request.block_size != 0) << planned.error().text;
+            EXPECT_TRUE(request.has_base || request.block_size != 0 || request.compact)
+                << planned.error().text;
             return;
         }
         Header& header = planned.value();
@@ -280,10 +435,20 @@ class EveryLayout : public testing::TestWithParam<uint64_t> {
         ASSERT_FALSE(check_layout(decoded.value(), end - 1).ok());
         ASSERT_GE(header.bitmap_size * 8, header.block_count());
         ASSERT_EQ(header.has_bitmap(), header.base_size != 0);
-        ASSERT_EQ(header.journal_size != 0, header.has_bitmap());
+        ASSERT_EQ(header.has_table(), request.compact);
+        ASSERT_GE(header.table_size, header.chunk_count() * 4);
+        ASSERT_EQ(header.journal_size != 0, header.has_bitmap() || header.has_table());
         ASSERT_EQ(header.data_offset == 0, request.separate_data_file);
         ASSERT_EQ(header.data_offset % kMiB, 0u);
         ASSERT_TRUE(request.separate_data_file || header.data_offset >= end);
+    }
+    /** Linear, and compact in chunks of the default size and of @p blocks blocks. */
+    void check_kinds(LayoutRequest request, uint64_t blocks) {
+        check(request);
+        request.compact = true;
+        check(request);
+        request.chunk_size = blocks * (request.block_size != 0 ? request.block_size : 4096);
+        check(request);
     }
     uint64_t plans_ = 0;
 };
@@ -302,7 +467,8 @@ TEST_P(EveryLayout, DecodesAndFits) {
                         request.journal_unit = unit;
                         request.has_base = base != 0;
                         request.base_size = base == 2 ? size / 3 : base == 3 ? size + 77777 : 0;
-                        ASSERT_NO_FATAL_FAILURE(check(request)) << size << " " << base;
+                        ASSERT_NO_FATAL_FAILURE(check_kinds(request, 1u << base))
+                            << size << " " << base;
                     }
                 }
             }

@@ -58,22 +58,66 @@ TEST(Measure, AWrongOptionIsNamed) {
                  "block_size is 513 bytes; must be a multiple of 512 between 512 and 2097152");
 }
 
-/* Found by the fuzzer: these were written, and could not be opened. */
-TEST(Create, NamesThatOpenWouldRefuseAreRefused) {
-    MemoryHost host;
-    const auto code_of = [&](const char* base, const char* format, const char* data) {
-        fvd_create_options options = disk(kMiB);
-        options.base_img = base;
-        options.base_img_fmt = format;
-        options.data_file = data;
-        return create_image(host, options).code;
+/* ------------------------------------------------------------------ compact images */
+
+fvd_create_options compact(uint64_t size) {
+    fvd_create_options options = disk(size);
+    options.compact_image = true;
+    options.storage_grow_unit = 4 * kMiB;
+    return options;
+}
+
+TEST(MeasureCompact, CountsChunksInWholeSteps) {
+    const fvd_create_options options = compact(10 * kMiB + 512); /* eleven chunks */
+    const uint64_t head = 2 * kMiB;
+    const std::pair<uint64_t, uint64_t> cases[] = {
+        {0, head},
+        {1, head + 4 * kMiB},
+        {4 * kMiB, head + 4 * kMiB},
+        {4 * kMiB + 1, head + 8 * kMiB},
+        {9 * kMiB, head + 11 * kMiB},
+        {10 * kMiB + 512, head + 11 * kMiB},
+        {UINT64_MAX, head + 11 * kMiB},
     };
-    EXPECT_EQ(code_of(nullptr, nullptr, ""), -EINVAL);
-    EXPECT_EQ(code_of("", "raw", nullptr), -EINVAL);
-    EXPECT_EQ(code_of("\xC0\x80", "raw", nullptr), -EINVAL);
-    EXPECT_EQ(code_of("base.raw", "raw\n", nullptr), -EINVAL);
-    EXPECT_EQ(code_of(nullptr, nullptr, "data\x7F"), -EINVAL);
-    EXPECT_TRUE(host.log.empty());
+    for (const auto& [data, expected] : cases) {
+        fvd_measure_result result{};
+        ASSERT_TRUE(measure_image(options, data, &result).ok());
+        EXPECT_EQ(result.required, expected) << data;
+        EXPECT_EQ(result.fully_allocated, head + 11 * kMiB);
+        EXPECT_EQ(result.granularity, kMiB);
+    }
+}
+
+TEST(MeasureCompact, PreallocatedIsFull) {
+    for (const auto mode : {FVD_PREALLOC_METADATA, FVD_PREALLOC_FALLOC, FVD_PREALLOC_FULL}) {
+        fvd_create_options options = compact(10 * kMiB + 512);
+        options.preallocation = mode;
+        EXPECT_EQ(measured(options), 13 * kMiB);
+    }
+}
+
+TEST(MeasureCompact, ADataFileHoldsTheChunks) {
+    fvd_create_options options = compact(10 * kMiB);
+    options.data_file = "data";
+    EXPECT_EQ(measured(options), 12 * 1024 + kMiB);
+}
+
+TEST(MeasureCompact, IsTheLengthThatCreateMakes) {
+    for (const uint64_t size : {uint64_t{0}, uint64_t{512}, kMiB, 9 * kMiB + 512}) {
+        for (const auto mode : {FVD_PREALLOC_OFF, FVD_PREALLOC_METADATA, FVD_PREALLOC_FULL}) {
+            for (const bool data_file : {false, true}) {
+                fvd_create_options options = compact(size);
+                options.preallocation = mode;
+                options.data_file = data_file ? "data" : nullptr;
+                MemoryHost host;
+                host.separate_data = data_file;
+                ASSERT_TRUE(create_image(host, options).ok());
+                fvd_measure_result result{};
+                ASSERT_TRUE(measure_image(options, 0, &result).ok());
+                EXPECT_EQ(result.required, host.files[FVD_FILE_IMAGE].size()) << size << mode;
+            }
+        }
+    }
 }
 
 }  // namespace
