@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* The C ABI: a Host over the adapter's table of functions, and one thin function per call. */
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <new>
 
+#include "fvd/engine/heritage_image.h"
 #include "fvd/engine/image.h"
 #include "fvd/fvd.h"
 #include "fvd/verbs.h"
@@ -66,16 +68,44 @@ int report(const Error& error, fvd_error* out) {
     return error.code;
 }
 
+fvd_place to_c(heritage::Place place) {
+    switch (place) {
+        case heritage::Place::base:
+            return FVD_PLACE_BASE;
+        case heritage::Place::data:
+            return FVD_PLACE_DATA;
+        case heritage::Place::zero:
+            break;
+    }
+    return FVD_PLACE_ZERO;
+}
+
 }  // namespace
 
+/* Images of 2011 are known here and nowhere else in the engine. They are started read-only or not
+ * at all, so what changes an image never meets one. */
 struct fvd_image {
     TableHost host;
     Image image;
-    fvd_image(const fvd_host_ops* ops, void* context) : host(ops, context), image(host) {}
+    HeritageImage heritage;
+    bool is_heritage = false;
+    fvd_image(const fvd_host_ops* ops, void* context)
+        : host(ops, context), image(host), heritage(host) {}
+
+    /* The format of today is tried first, and pays nothing for the other. */
+    Error load() {
+        Error outcome = image.load();
+        if (!outcome.ok() && HeritageImage::is_one(host)) {
+            is_heritage = true;
+            outcome = heritage.load();
+        }
+        return outcome;
+    }
 };
 
 int fvd_probe(const void* bytes, size_t length) {
-    return probe({static_cast<const std::byte*>(bytes), length});
+    const ConstBytes start(static_cast<const std::byte*>(bytes), length);
+    return std::max(probe(start), heritage::probe(start));
 }
 
 int fvd_load(const fvd_host_ops* ops, void* host, fvd_image** image, fvd_error* error) {
@@ -84,7 +114,7 @@ int fvd_load(const fvd_host_ops* ops, void* host, fvd_image** image, fvd_error* 
         return report(Error::make(-ENOMEM, "no memory for an open image"), error);
     }
     fvd_image* loaded = new (memory) fvd_image(ops, host);
-    const Error outcome = loaded->image.load();
+    const Error outcome = loaded->load();
     if (!outcome.ok()) {
         loaded->~fvd_image();
         ops->release(host, memory);
@@ -104,16 +134,25 @@ void fvd_free(fvd_image* image) {
 }
 
 int fvd_start(fvd_image* image, fvd_start_mode mode, fvd_error* error) {
-    return report(image->image.start(static_cast<StartMode>(mode)), error);
+    const auto start_mode = static_cast<StartMode>(mode);
+    return report(
+        image->is_heritage ? image->heritage.start(start_mode) : image->image.start(start_mode),
+        error);
 }
 
 int fvd_stop(fvd_image* image) {
+    if (image->is_heritage) {
+        image->heritage.stop();
+        return 0;
+    }
     return image->image.stop().value();
 }
 
 int fvd_read(fvd_image* image, uint64_t offset, uint64_t length, void* guest, uint64_t guest_offset,
              uint32_t flags) {
-    return image->image.read(offset, length, {guest, guest_offset}, flags).value();
+    const GuestBuffer to{guest, guest_offset};
+    return image->is_heritage ? image->heritage.read(offset, length, to, flags).value()
+                              : image->image.read(offset, length, to, flags).value();
 }
 
 int fvd_write(fvd_image* image, uint64_t offset, uint64_t length, void* guest,
@@ -135,6 +174,13 @@ int fvd_flush(fvd_image* image) {
 
 void fvd_where(fvd_image* image, uint64_t offset, uint64_t length, fvd_place* place, uint64_t* run,
                uint64_t* data_offset) {
+    if (image->is_heritage) {
+        const heritage::Placement found = image->heritage.where(offset, length);
+        *place = to_c(found.place);
+        *run = found.run;
+        *data_offset = found.data_offset;
+        return;
+    }
     const Placement found = image->image.where(offset, length);
     *place = found.in_base ? FVD_PLACE_BASE : FVD_PLACE_DATA;
     *run = found.run;
@@ -142,15 +188,19 @@ void fvd_where(fvd_image* image, uint64_t offset, uint64_t length, fvd_place* pl
 }
 
 bool fvd_is_clean(fvd_image* image) {
-    return image->image.is_clean();
+    return image->is_heritage ? image->heritage.is_clean() : image->image.is_clean();
 }
 
 bool fvd_needs_base(fvd_image* image) {
-    return image->image.needs_base();
+    return image->is_heritage ? image->heritage.needs_base() : image->image.needs_base();
 }
 
 void fvd_get_info(fvd_image* image, fvd_info* info) {
-    image->image.describe(info);
+    if (image->is_heritage) {
+        image->heritage.describe(info);
+    } else {
+        image->image.describe(info);
+    }
 }
 
 int fvd_make_empty(fvd_image* image) {
@@ -183,5 +233,9 @@ int fvd_measure(const fvd_create_options* options, uint64_t data_bytes, fvd_meas
 int fvd_check(const fvd_host_ops* ops, void* host, uint32_t fix, fvd_check_result* result,
               fvd_error* error) {
     TableHost table(ops, host);
-    return report(check_image(table, fix, result), error);
+    Error outcome = check_image(table, fix, result);
+    if (!outcome.ok() && HeritageImage::is_one(table)) {
+        outcome = check_heritage(table, fix, result);
+    }
+    return report(outcome, error);
 }

@@ -94,6 +94,7 @@ struct BDRVFvdState {
     int64_t virtual_size;
     uint32_t block_size; /* 0: no block can come from the backing file */
     bool baseless;       /* made without a base: none can be put below it */
+    bool never_writable; /* of January 2011 */
 
     /* Guarded by tasks.lock. */
     FvdTimer timers[FVD_TIMER_COUNT];

@@ -23,6 +23,9 @@
 #include "trace.h"
 
 #define FVD_RUNTIME_DATA_FILE "data-file"
+#define FVD_NEVER_WRITABLE "FVD images of January 2011 (version 1) can only " \
+                           "be opened read-only; 'qemu-img convert' makes " \
+                           "an image that can be written to"
 
 /* ------------------------------------------------ calls from the main loop */
 
@@ -98,8 +101,9 @@ static void fvd_take_over_info(BlockDriverState *bs,
     const char *base = info->base_fully_prefetched ? "" : info->base_img;
 
     s->virtual_size = info->virtual_size;
-    s->block_size = info->bitmap_size && !info->base_fully_prefetched
-                    ? info->block_size : 0;
+    /* It bounds requests that change the image. */
+    s->block_size = info->bitmap_size && !info->base_fully_prefetched &&
+                    !info->never_writable ? info->block_size : 0;
     s->baseless = info->bitmap_size == 0 && !info->base_img[0];
     bs->total_sectors = info->virtual_size / BDRV_SECTOR_SIZE;
 
@@ -370,9 +374,11 @@ static void GRAPH_RDLOCK fvd_warn_of_header(BlockDriverState *bs,
         warn_report("fvd image '%s' names a command that adds storage "
                     "(add_storage_cmd); it is ignored", name);
     }
-    if (info->base_img[0] && !info->base_img_fmt[0]) {
+    if (info->base_img[0] && !info->base_img_fmt[0] &&
+        !info->base_fully_prefetched) {
         warn_report("fvd image '%s' does not say the format of its backing "
-                    "file; it is taken for 'raw'", name);
+                    "file; it is taken for 'raw' unless the option "
+                    "'backing.driver' names another", name);
     }
 }
 
@@ -393,6 +399,23 @@ fvd_check_base(BlockDriverState *bs, const QDict *options, Error **errp)
         return -EINVAL;
     }
     return 0;
+}
+
+/* Where a writable image was asked for, read-only will do if it may. */
+static int GRAPH_RDLOCK
+fvd_refuse_to_write(BlockDriverState *bs, int *flags, Error **errp)
+{
+    int ret;
+
+    if (!(*flags & BDRV_O_RDWR) || *flags & (BDRV_O_CHECK | BDRV_O_NO_IO)) {
+        return 0;
+    }
+    ret = bdrv_apply_auto_read_only(bs, FVD_NEVER_WRITABLE, errp);
+    if (ret == 0) {
+        *flags &= ~BDRV_O_RDWR;
+        bdrv_child_refresh_perms(bs, bs->file, &error_abort);
+    }
+    return ret;
 }
 
 typedef struct FvdOpen {
@@ -420,7 +443,12 @@ fvd_do_open(BlockDriverState *bs, void *opaque)
     fvd_warn_of_header(bs, info);
     fvd_take_over_info(bs, info);
 
-    ret = fvd_check_base(bs, open->options, open->errp);
+    s->never_writable = info->never_writable;
+    ret = info->never_writable
+          ? fvd_refuse_to_write(bs, &open->flags, open->errp) : 0;
+    if (ret == 0) {
+        ret = fvd_check_base(bs, open->options, open->errp);
+    }
     if (ret == 0) {
         ret = fvd_open_data_file(bs, info, open->options, open->flags,
                                  open->errp);
@@ -496,6 +524,10 @@ fvd_reopen_prepare(BDRVReopenState *state, BlockReopenQueue *queue,
     BDRVFvdState *s = state->bs->opaque;
     FvdRestart restart = { .life = FVD_READ_ONLY, .errp = errp };
 
+    if (s->never_writable && state->flags & BDRV_O_RDWR) {
+        error_setg(errp, "%s", FVD_NEVER_WRITABLE);
+        return -EROFS;
+    }
     /* Everything that has to be written is written while that is allowed. */
     if (s->life == FVD_WRITABLE && !(state->flags & BDRV_O_RDWR)) {
         return fvd_call(state->bs, fvd_do_restart, &restart);
@@ -705,6 +737,9 @@ fvd_co_block_status(BlockDriverState *bs, bool want_zero, int64_t offset,
     *pnum = run;
     if (place == FVD_PLACE_BASE) {
         return 0;
+    }
+    if (place == FVD_PLACE_ZERO) {
+        return BDRV_BLOCK_ZERO;
     }
     *map = data_offset;
     *file = s->has_data_file ? s->data_file->bs : bs->file->bs;

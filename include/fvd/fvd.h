@@ -144,6 +144,7 @@ enum fvd_condition {
 
 struct fvd_info {
     uint32_t format_version;
+    bool never_writable; /* of 2011 (version 1): fvd_start() takes FVD_START_READ_ONLY only */
     uint64_t virtual_size;
     uint64_t base_size;
     uint64_t block_size;
@@ -168,7 +169,7 @@ struct fvd_info {
     char add_storage_cmd[FVD_NAME_SIZE];
 };
 
-/* 100 when the bytes start an FVD image of this format, else 0. */
+/* 100 when the bytes start an FVD image, of this format or of January 2011, else 0. */
 int fvd_probe(const void* bytes, size_t length);
 
 /*
@@ -198,7 +199,11 @@ int fvd_write_zeroes(fvd_image* image, uint64_t offset, uint64_t length, uint32_
 int fvd_discard(fvd_image* image, uint64_t offset, uint64_t length);
 int fvd_flush(fvd_image* image);
 
-enum fvd_place { FVD_PLACE_BASE, FVD_PLACE_DATA };
+enum fvd_place {
+    FVD_PLACE_BASE,
+    FVD_PLACE_DATA,
+    FVD_PLACE_ZERO, /* nowhere: reads as zeros */
+};
 /* Where [offset, offset + *run) is; for FVD_PLACE_DATA *data_offset says where in FVD_FILE_DATA.
  * Does not suspend. */
 void fvd_where(fvd_image* image, uint64_t offset, uint64_t length, enum fvd_place* place,

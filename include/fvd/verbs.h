@@ -28,5 +28,7 @@ Error create_image(Host& host, const fvd_create_options& options);
 Error measure_image(const fvd_create_options& options, uint64_t data_bytes,
                     fvd_measure_result* result);
 Error check_image(Host& host, uint32_t fix, fvd_check_result* result);
+/** check_image() for an image of January 2011; EROFS for any fix. */
+Error check_heritage(Host& host, uint32_t fix, fvd_check_result* result);
 
 }  // namespace fvd
