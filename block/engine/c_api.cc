@@ -182,7 +182,7 @@ void fvd_where(fvd_image* image, uint64_t offset, uint64_t length, fvd_place* pl
         return;
     }
     const Placement found = image->image.where(offset, length);
-    *place = found.in_base ? FVD_PLACE_BASE : FVD_PLACE_DATA;
+    *place = static_cast<fvd_place>(found.place);
     *run = found.run;
     *data_offset = found.data_offset;
 }

@@ -70,32 +70,40 @@ Status Committer::make_room(size_t units) {
 
 /* Afterwards home equals the committed view, and replay needs none of the units so far. */
 Status Committer::checkpoint() {
-    if (!unsaved_pages_.any_set(0, unsaved_pages_.bits())) {
+    BlockBitmap& bits = bitmap_.pages.unsaved;
+    BlockBitmap& entries = table_.pages.unsaved;
+    if (!bits.any_set(0, bits.bits()) && !entries.any_set(0, entries.bits())) {
         tail_ = head_;
         return {};
     }
-    Status status = write_home(unsaved_pages_);
+    Status status = write_home(table_, header_.table_offset);
+    if (status.ok() || FVD_PLANT(recycle_on_error)) {
+        status = write_home(bitmap_, header_.bitmap_offset);
+    }
     if (!status.ok() && !FVD_PLANT(recycle_on_error)) {
         return status; /* the pages stay unsaved, the ring is not recycled (R3) */
     }
     status = FVD_PLANT(skip_home_flush)
                  ? Status()
-                 : flush_file(FVD_FILE_IMAGE, FVD_EVENT_HOME_FLUSH, "a flush of the bitmap");
+                 : flush_file(FVD_FILE_IMAGE, FVD_EVENT_HOME_FLUSH, "a flush of the metadata");
     if (!status.ok()) {
         return status;
     }
-    unsaved_pages_.clear(0, unsaved_pages_.bits());
+    bits.clear(0, bits.bits());
+    entries.clear(0, entries.bits());
     tail_ = head_;
     return {};
 }
 
-Status Committer::write_home(BlockBitmap& pages) {
+template <typename Map>
+Status Committer::write_home(const Map& map, uint64_t home) {
+    const BlockBitmap& pages = map.pages.unsaved;
     const uint64_t most = kHomeWriteBytes / kPageSize;
     uint64_t page = 0;
     while (page < pages.bits()) {
         const uint64_t end = pages.run_end(page, std::min(pages.bits(), page + most));
         if (pages.test(page)) {
-            const Status status = write_pages(page, end);
+            const Status status = write_pages(map, home, page, end);
             if (!status.ok()) {
                 return status;
             }
@@ -105,15 +113,15 @@ Status Committer::write_home(BlockBitmap& pages) {
     return {};
 }
 
-Status Committer::write_pages(uint64_t begin, uint64_t end) {
+template <typename Map>
+Status Committer::write_pages(const Map& map, uint64_t home, uint64_t begin, uint64_t end) {
     HostBuffer buffer(host_, (end - begin) * kPageSize);
     if (!buffer) {
         return -ENOMEM;
     }
-    committed_.store(begin * kPageSize, buffer.bytes());
+    map.store(begin, buffer.bytes());
     host_.announce(FVD_EVENT_HOME_WRITE);
-    return write_bytes(host_, FVD_FILE_IMAGE, header_.bitmap_offset + begin * kPageSize,
-                       buffer.bytes());
+    return write_bytes(host_, FVD_FILE_IMAGE, home + begin * kPageSize, buffer.bytes());
 }
 
 /* The epoch grows once more, so that the ring holds nothing current (I8). */
@@ -153,17 +161,18 @@ Status Committer::forget_all() {
     wait_for_lead();
     const Status status = lead_with(&Committer::forget_on_disk);
     if (status.ok()) {
-        current_.clear(0, current_.bits());
-        committed_.clear(0, committed_.bits());
-        pending_pages_.clear(0, pending_pages_.bits());
-        unsaved_pages_.clear(0, unsaved_pages_.bits());
+        bitmap_.forget_all();
         update_busy();
     }
     return status;
 }
 
 Status Committer::forget_on_disk() {
-    Status status = clear_home();
+    /* Changes of the table that only the ring knows; the ring is void in a moment. */
+    Status status = checkpoint();
+    if (status.ok()) {
+        status = clear_home();
+    }
     if (status.value() == -ENOMEM) {
         return status;
     }
@@ -172,7 +181,7 @@ Status Committer::forget_on_disk() {
     }
     if (!status.ok()) {
         /* Home may lack bits that are still in use. It must have them again before any success. */
-        unsaved_pages_.set(0, unsaved_pages_.bits());
+        bitmap_.pages.unsaved.set(0, bitmap_.pages.unsaved.bits());
         if (!failed() && !checkpoint().ok()) {
             fail("undoing an attempt to empty the image");
         }

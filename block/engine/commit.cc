@@ -13,45 +13,18 @@
 
 namespace fvd {
 
-namespace {
-
-constexpr size_t kGroupBytes = 256 * 1024;
-
-std::span<uint64_t> words_of(const HostBuffer& buffer) {
-    return {reinterpret_cast<uint64_t*>(buffer.data()), buffer.size() / sizeof(uint64_t)};
-}
-
-}  // namespace
-
-size_t Committer::max_group_units() const {
+Error Committer::begin(const ReplayTarget& recovered) {
     /* A quarter of the ring: with a checkpoint at half, a group always fits. */
-    const uint64_t quarter = header_.journal_units() / 4;
-    return static_cast<size_t>(
-        std::min({uint64_t{kMaxGroupUnits}, quarter, kGroupBytes / header_.journal_unit}));
-}
-
-Error Committer::begin(BlockBitmap current, BlockBitmap unsaved_pages) {
-    const uint64_t words = BlockBitmap::bits_to_words(current.bits());
-    const uint64_t page_words = BlockBitmap::bits_to_words(page_count());
-    committed_words_ = HostBuffer(host_, words * sizeof(uint64_t));
-    page_words_ = HostBuffer(host_, 2 * page_words * sizeof(uint64_t));
-    group_bytes_ = HostBuffer(host_, kGroupBytes);
-    if (!committed_words_ || !page_words_ || !group_bytes_) {
-        return Error::make(-ENOMEM, "no memory for a bitmap of %llu bytes",
-                           static_cast<unsigned long long>(header_.bitmap_size));
-    }
-    current_ = current;
-    committed_ = BlockBitmap(words_of(committed_words_), current.bits());
-    std::memset(page_words_.data(), 0, page_words_.size());
-    pending_pages_ = BlockBitmap(words_of(page_words_).first(page_words), page_count());
-    unsaved_pages_ = BlockBitmap(words_of(page_words_).subspan(page_words), page_count());
-    for (uint64_t w = 0; w < words; w++) {
-        words_of(committed_words_)[w] = current.word(w);
-    }
-    for (uint64_t page = 0; page < page_count(); page++) {
-        if (unsaved_pages.test(page)) {
-            unsaved_pages_.set(page, page + 1);
-        }
+    const uint64_t most_units = header_.journal_units() / 4;
+    if (!bitmap_.begin(host_, recovered.bitmap, header_.bitmap_size / kPageSize,
+                       recovered.dirty_pages) ||
+        !table_.begin(host_, recovered.table, header_.table_size / kPageSize,
+                      recovered.dirty_entries) ||
+        !group_.begin(host_, header_.journal_unit, most_units)) {
+        return Error::make(-ENOMEM,
+                           "no memory for a bitmap of %llu bytes and a table of %llu bytes",
+                           static_cast<unsigned long long>(header_.bitmap_size),
+                           static_cast<unsigned long long>(header_.table_size));
     }
     session_open_ = false;
     head_ = tail_ = durable_tail_ = 0;
@@ -71,9 +44,13 @@ void Committer::record(BlockRange blocks) {
     }
     HostLock lock(host_);
     busy_.store(true, std::memory_order_release);
-    pending_pages_.set(blocks.begin.value / kBlocksPerPage,
-                       div_ceil(blocks.end.value, kBlocksPerPage));
-    current_.set(blocks.begin.value, blocks.end.value);
+    bitmap_.record(blocks);
+    arm_timer();
+}
+
+void Committer::record_entry(ChunkIndex chunk, uint32_t entry) {
+    busy_.store(true, std::memory_order_release);
+    table_.record(chunk, entry);
     arm_timer();
 }
 
@@ -98,8 +75,10 @@ void Committer::timer_expired() {
 }
 
 void Committer::update_busy() {
-    busy_.store(leading_ || pending_pages_.any_set(0, pending_pages_.bits()),
-                std::memory_order_release);
+    const BlockBitmap& bits = bitmap_.pages.pending;
+    const BlockBitmap& entries = table_.pages.pending;
+    const bool pending = bits.any_set(0, bits.bits()) || entries.any_set(0, entries.bits());
+    busy_.store(leading_ || pending, std::memory_order_release);
 }
 
 void Committer::fail(const char* what) {
@@ -233,12 +212,13 @@ void Committer::serve(uint64_t ticket, Status status) {
 
 /* Called and left with the mutex held. */
 Status Committer::commit_all() {
-    group_.next_page = 0;
-    do {
+    bool all = false;
+    uint64_t page = 0; /* of the bitmap: what comes behind it meanwhile is for the next commit */
+    while (!all) {
         if (failed() && !FVD_PLANT(write_when_failed)) {
             return -EIO;
         }
-        collect();
+        all = collect(&page);
         host_.unlock();
         const Status status = commit_group();
         host_.lock();
@@ -247,107 +227,55 @@ Status Committer::commit_all() {
             return status;
         }
         group_done();
-    } while (group_.more);
+    }
     return {};
 }
 
+/* Slots that a group sets free must be out of reach of an earlier, failed one that may stand in the
+ * ring, even if this one has no records. */
 Status Committer::commit_group() {
-    if (group_.count != 0 && !session_open_) {
+    if ((!group_.empty() || slots_.has_collected()) && !session_open_) {
         const Status status = begin_session();
         if (!status.ok()) {
             return status;
         }
     }
     const Status status =
-        FVD_PLANT(skip_data_flush) && group_.count != 0
+        FVD_PLANT(skip_data_flush) && !group_.empty()
             ? Status()
             : flush_file(FVD_FILE_DATA, FVD_EVENT_COMMIT_FLUSH, "a flush of guest data");
-    if (!status.ok() || group_.count == 0) {
+    if (!status.ok() || group_.empty()) {
         return status;
     }
     return write_group();
 }
 
-/* Fill group_ with records of pending pages from next_page on; takes them off the pending set. */
-void Committer::collect() {
-    group_.count = 0;
-    group_.more = false;
-    const uint64_t pages = pending_pages_.bits();
-    uint64_t page = group_.next_page;
-    while (page < pages) {
-        if (!pending_pages_.test(page)) {
-            page = pending_pages_.run_end(page, pages);
-            continue;
-        }
-        if (!collect_page(page)) {
-            group_.more = true;
-            break;
-        }
-        pending_pages_.clear(page, page + 1);
-        page++;
-    }
-    group_.next_page = page;
-}
-
-/* False when the group is full; the page then stays pending, and what of it is already in the group
- * is committed by the time it is looked at again. */
-bool Committer::collect_page(uint64_t page) {
-    const uint64_t end = std::min((page + 1) * kBlocksPerPage, current_.bits());
-    uint64_t run_begin = 0;
-    uint64_t run_end = 0; /* empty: no run is open */
-    for (uint64_t bit = page * kBlocksPerPage; bit < end; bit += 64) {
-        uint64_t news = current_.word(bit / 64) & ~committed_.word(bit / 64);
-        while (news != 0) {
-            const uint64_t low = static_cast<uint64_t>(__builtin_ctzll(news));
-            const uint64_t shifted = news >> low;
-            const uint64_t ones =
-                ~shifted == 0 ? 64 : static_cast<uint64_t>(__builtin_ctzll(~shifted));
-            if (run_end != bit + low) {
-                if (run_end != run_begin &&
-                    !add_record({BlockIndex(run_begin), BlockIndex(run_end)})) {
-                    return false;
-                }
-                run_begin = bit + low;
-            }
-            run_end = bit + low + ones;
-            news = low + ones == 64 ? 0 : news & (~uint64_t{0} << (low + ones));
-        }
-    }
-    return run_end == run_begin || add_record({BlockIndex(run_begin), BlockIndex(run_end)});
-}
-
-bool Committer::add_record(BlockRange run) {
-    if (group_.count != 0 && group_.units[group_.count - 1]->add_bitmap(run)) {
-        return true;
-    }
-    return open_unit() && group_.units[group_.count - 1]->add_bitmap(run);
-}
-
-bool Committer::open_unit() {
-    if (group_.count == max_group_units()) {
+/* Fill the group with records of pending pages, of the bitmap from *page on, and take them off the
+ * pending sets. True at the end of the bitmap. */
+bool Committer::collect(uint64_t* page) {
+    group_.clear();
+    if (FVD_PLANT(bit_before_slot) && !bitmap_.collect(group_, page)) {
         return false;
     }
-    const size_t unit = header_.journal_unit;
-    group_.units[group_.count].emplace(group_bytes_.bytes().subspan(group_.count * unit, unit));
-    group_.count++;
-    return true;
+    uint64_t first_page = 0;
+    if (!table_.collect(group_, &first_page)) {
+        return false;
+    }
+    slots_.group_collected();
+    return bitmap_.collect(group_, page);
 }
 
 Status Committer::write_group() {
-    const size_t count = group_.count;
+    const size_t count = group_.count();
     Status status = make_room(count);
     if (!status.ok()) {
         return status;
     }
-    for (size_t i = 0; i < count; i++) {
-        UnitHeader header;
-        header.epoch = header_.journal_epoch;
-        header.sequence = head_ + i;
-        header.tail_sequence = tail_;
-        header.group_index = static_cast<uint32_t>(i);
-        header.group_size = static_cast<uint32_t>(count);
-        group_.units[i]->finish(header, header_.image_id);
-    }
+    UnitHeader first;
+    first.epoch = header_.journal_epoch;
+    first.sequence = head_;
+    first.tail_sequence = tail_;
+    group_.finish(first, header_.image_id);
     const uint64_t place = head_ % header_.journal_units();
     const size_t until_wrap =
         static_cast<size_t>(std::min<uint64_t>(count, header_.journal_units() - place));
@@ -371,58 +299,33 @@ Status Committer::write_units(uint64_t sequence, size_t first, size_t count) {
     const uint64_t place = (sequence + FVD_PLANT(wrong_place)) % header_.journal_units();
     host_.announce(FVD_EVENT_JOURNAL_WRITE);
     return write_bytes(host_, FVD_FILE_IMAGE, header_.journal_offset + place * unit,
-                       group_bytes_.bytes().subspan(first * unit, count * unit));
-}
-
-template <typename Visit>
-void Committer::for_each_record(Visit visit) const {
-    const size_t unit = header_.journal_unit;
-    for (size_t i = 0; i < group_.count; i++) {
-        const auto view =
-            UnitView::decode(group_bytes_.bytes().subspan(i * unit, unit), header_.image_id);
-        FVD_ASSERT(view.has_value());
-        size_t position = 0;
-        JournalRecord record;
-        while (view->next(&position, &record)) {
-            visit(record.blocks);
-        }
-    }
+                       group_.units(first, count));
 }
 
 void Committer::group_done() {
-    if (group_.count == 0) {
+    slots_.group_durable();
+    if (group_.empty()) {
         return;
     }
-    for_each_record([this](BlockRange blocks) {
-        committed_.set(blocks.begin.value, blocks.end.value);
-        unsaved_pages_.set(blocks.begin.value / kBlocksPerPage,
-                           div_ceil(blocks.end.value, kBlocksPerPage));
+    group_.for_each_record(header_.image_id, [this](const JournalRecord& record) {
+        record.kind == JournalRecord::Kind::bitmap ? bitmap_.applied(record)
+                                                   : table_.applied(record);
     });
     if (FVD_PLANT(commit_too_much)) {
-        for (uint64_t b = 0; b < current_.bits(); b++) {
-            current_.test(b) ? committed_.set(b, b + 1) : void();
-        }
+        bitmap_.commit_everything();
     }
-    head_ += group_.count;
+    head_ += group_.count();
     durable_tail_ = tail_;
 }
 
-/* The records never became durable: their pages are pending again. The units may not have a header
- * yet, so every page that was passed is looked at: those that differ are pending. */
+/* The records never became durable: their pages are pending again. */
 void Committer::group_failed() {
     if (FVD_PLANT(forget_failed_group)) {
         return;
     }
-    const uint64_t words_a_page = kBlocksPerPage / 64;
-    for (uint64_t page = 0; page < pending_pages_.bits(); page++) {
-        const uint64_t end = std::min((page + 1) * words_a_page, current_.words());
-        for (uint64_t w = page * words_a_page; w < end; w++) {
-            if ((current_.word(w) & ~committed_.word(w)) != 0) {
-                pending_pages_.set(page, page + 1);
-                break;
-            }
-        }
-    }
+    slots_.group_failed();
+    bitmap_.collect_again();
+    table_.collect_again();
     if (!failed()) {
         arm_timer();
     }

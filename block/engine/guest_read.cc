@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* Reads, and the question where a piece of the disk is. */
 #include <algorithm>
+#include <cerrno>
 
 #include "fvd/base/arith.h"
 #include "fvd/base/plant.h"
@@ -26,10 +27,32 @@ uint64_t Image::block_end(uint64_t block) const {
     return FVD_PLANT(copy_past_base) ? end : std::min(end, tracked_size_);
 }
 
+ByteRange Image::bytes_of(BlockRange blocks) const {
+    return {blocks.begin.value * header_.block_size, blocks.end.value * header_.block_size};
+}
+
+ChunkIndex Image::chunk_end(uint64_t end) const {
+    return ChunkIndex(div_ceil(end, header_.chunk_size));
+}
+
+/* Of what is in this image: where it is stored. */
+Placement Image::stored_at(uint64_t offset, uint64_t length) const {
+    if (!header_.has_table()) {
+        return {Place::data, length, header_.data_offset + offset};
+    }
+    const ChunkRun run = table_.run(chunk_at(offset), chunk_end(offset + length));
+    const uint64_t end = std::min(run.end.value * header_.chunk_size, offset + length);
+    if (!run.slot) {
+        return {Place::zero, end - offset, 0};
+    }
+    const uint64_t slot_offset = header_.data_offset + run.slot->value * header_.chunk_size;
+    return {Place::data, end - offset, slot_offset + offset % header_.chunk_size};
+}
+
 Placement Image::where(uint64_t offset, uint64_t length) const {
     const BlockRange blocks = tracked_blocks(offset, length);
     if (blocks.empty()) {
-        return {false, length, data_at(offset)};
+        return stored_at(offset, length);
     }
     const uint64_t first = blocks.begin.value;
     /* Looked at once: another thread may set the bit between two looks. */
@@ -37,31 +60,47 @@ Placement Image::where(uint64_t offset, uint64_t length) const {
     const uint64_t run_end = current_.run_end(first, blocks.end.value, here);
     const uint64_t end = offset + length;
     if (!here && FVD_PLANT(run_from_first_bit)) {
-        return {true, length, 0};
+        return {Place::base, length, 0};
     }
     if (!here) {
-        return {true, std::min(block_end(run_end - 1), end) - offset, 0};
+        return {Place::base, std::min(block_end(run_end - 1), end) - offset, 0};
     }
     /* What is here goes on past the end of the base. */
     const bool to_the_end = run_end == blocks.end.value;
     const uint64_t here_end = to_the_end ? end : run_end * header_.block_size;
-    return {false, std::min(here_end, end) - offset, data_at(offset)};
+    return stored_at(offset, std::min(here_end, end) - offset);
+}
+
+Status Image::read_piece(const Placement& piece, uint64_t offset, GuestBuffer to, uint32_t flags) {
+    const Slice slice = guest_slice(to.handle, to.offset, piece.run);
+    switch (piece.place) {
+        case Place::base:
+            host_.announce(FVD_EVENT_READ_BASE);
+            return host_.read(FVD_FILE_BASE, offset, {&slice, 1}, flags);
+        case Place::zero:
+            host_.fill_guest_zero(to.handle, to.offset, piece.run);
+            return {};
+        case Place::data:
+            break;
+    }
+    if (piece.data_offset + piece.run > data_end_) {
+        return -EIO; /* a damaged table; the image is open for reading only */
+    }
+    host_.announce(FVD_EVENT_READ_IMAGE);
+    return host_.read(FVD_FILE_DATA, piece.data_offset, {&slice, 1}, flags);
 }
 
 Status Image::read(uint64_t offset, uint64_t length, GuestBuffer to, uint32_t flags) {
+    const ChunkAllocator::Use use(slots_in_use());
     while (length != 0) {
-        const Placement place = where(offset, length);
-        const Slice slice = guest_slice(to.handle, to.offset, place.run);
-        const File file = place.in_base ? FVD_FILE_BASE : FVD_FILE_DATA;
-        host_.announce(place.in_base ? FVD_EVENT_READ_BASE : FVD_EVENT_READ_IMAGE);
-        const Status status =
-            host_.read(file, place.in_base ? offset : place.data_offset, {&slice, 1}, flags);
+        const Placement piece = where(offset, length);
+        const Status status = read_piece(piece, offset, to, flags);
         if (!status.ok()) {
             return status;
         }
-        offset += place.run;
-        length -= place.run;
-        to = to.advance(place.run);
+        offset += piece.run;
+        length -= piece.run;
+        to = to.advance(piece.run);
     }
     return {};
 }

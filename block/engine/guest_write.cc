@@ -4,6 +4,7 @@
  * block holds a range lock, copies from the base only what the guest does not write, and writes old
  * and new with one request.
  */
+#include <algorithm>
 #include <cerrno>
 
 #include "fvd/base/plant.h"
@@ -25,28 +26,34 @@ Status Image::durably(uint32_t flags, Write write) {
     return status.ok() ? committer_.flush() : status;
 }
 
-Status Image::write_here(uint64_t offset, uint64_t length, GuestBuffer from, uint32_t flags) {
+Status Image::write_here(const Segment& to, GuestBuffer from, uint32_t flags) {
     return durably(flags, [&](uint32_t write_flags) {
-        const Slice slice = guest_slice(from.handle, from.offset, length);
+        const Slice slice = guest_slice(from.handle, from.offset, to.length);
         host_.announce(FVD_EVENT_WRITE_DATA);
-        return host_.write(FVD_FILE_DATA, data_at(offset), {&slice, 1}, write_flags);
+        return host_.write(FVD_FILE_DATA, to.data_offset, {&slice, 1}, write_flags);
     });
 }
 
 Status Image::write(uint64_t offset, uint64_t length, GuestBuffer from, uint32_t flags) {
-    const BlockRange blocks = tracked_blocks(offset, length);
+    if (header_.has_table()) {
+        return write_compact(offset, length, from, flags);
+    }
+    return write_segment({offset, length, header_.data_offset + offset}, from, flags);
+}
+
+Status Image::write_segment(const Segment& to, GuestBuffer from, uint32_t flags) {
+    const BlockRange blocks = tracked_blocks(to.offset, to.length);
     if (all_here(blocks)) {
-        return write_here(offset, length, from, flags);
+        return write_here(to, from, flags);
     }
     const Status status =
-        first_write(blocks, offset, length, from, flags & ~static_cast<uint32_t>(FVD_REQ_FUA));
+        first_write(blocks, to, from, flags & ~static_cast<uint32_t>(FVD_REQ_FUA));
     const bool durable = (flags & FVD_REQ_FUA) != 0 && !FVD_PLANT(ignore_fua);
     return status.ok() && durable ? committer_.flush() : status;
 }
 
-Status Image::first_write(BlockRange blocks, uint64_t offset, uint64_t length, GuestBuffer from,
-                          uint32_t flags) {
-    RangeLocks::Node node{.range = blocks};
+Status Image::first_write(BlockRange blocks, const Segment& to, GuestBuffer from, uint32_t flags) {
+    RangeLocks::Node node{.range = bytes_of(blocks)};
     {
         HostLock lock(host_);
         locks_.acquire(host_, node);
@@ -54,14 +61,14 @@ Status Image::first_write(BlockRange blocks, uint64_t offset, uint64_t length, G
     /* A request that held the lock before may have brought the blocks here. */
     Status status;
     if (all_here(blocks)) {
-        status = write_here(offset, length, from, flags);
+        status = write_here(to, from, flags);
     } else if (committer_.failed()) {
         status = -EIO;
     } else {
         if (FVD_PLANT(record_before_data)) {
             committer_.record(blocks);
         }
-        status = copy_and_write(blocks, offset, length, from, flags);
+        status = copy_and_write(blocks, to, from, flags);
         if (FVD_PLANT(swallow_error)) {
             status = Status();
         }
@@ -84,12 +91,12 @@ struct Edges {
 
 }  // namespace
 
-Status Image::copy_and_write(BlockRange blocks, uint64_t offset, uint64_t length, GuestBuffer from,
+Status Image::copy_and_write(BlockRange blocks, const Segment& to, GuestBuffer from,
                              uint32_t flags) {
     const uint64_t first = blocks.begin.value;
     const uint64_t last = blocks.end.value - 1;
-    const uint64_t end = offset + length;
-    Edges edges{{offset, offset}, {end, end}};
+    const uint64_t end = to.end();
+    Edges edges{{to.offset, to.offset}, {end, end}};
     if (!current_.test(first) && !FVD_PLANT(forget_head)) {
         edges.head.begin = first * header_.block_size;
     }
@@ -99,7 +106,7 @@ Status Image::copy_and_write(BlockRange blocks, uint64_t offset, uint64_t length
 
     /* One read where both edges are of one block: a far base answers once, not twice. */
     const bool together = first == last && !edges.head.empty() && !edges.tail.empty();
-    const uint64_t middle = together ? length : 0;
+    const uint64_t middle = together ? to.length : 0;
     const uint64_t copied = edges.head.count() + middle + edges.tail.count();
     HostBuffer buffer;
     if (copied != 0) {
@@ -110,12 +117,12 @@ Status Image::copy_and_write(BlockRange blocks, uint64_t offset, uint64_t length
     }
     const MutableBytes head = buffer.bytes().first(edges.head.count());
     const MutableBytes tail = buffer.bytes().last(edges.tail.count());
-    const auto copy = [&](MutableBytes to, uint64_t at) -> Status {
-        if (to.empty()) {
+    const auto copy = [&](MutableBytes into, uint64_t at) -> Status {
+        if (into.empty()) {
             return {};
         }
         host_.announce(FVD_EVENT_COW_READ);
-        return read_bytes(host_, FVD_FILE_BASE, at, to);
+        return read_bytes(host_, FVD_FILE_BASE, at, into);
     };
     Status status =
         together ? copy(buffer.bytes(), edges.head.begin) : copy(head, edges.head.begin);
@@ -131,18 +138,18 @@ Status Image::copy_and_write(BlockRange blocks, uint64_t offset, uint64_t length
     if (!head.empty()) {
         slices[count++] = memory_slice(head.data(), head.size());
     }
-    slices[count++] = guest_slice(from.handle, from.offset, length);
+    slices[count++] = guest_slice(from.handle, from.offset, to.length);
     if (!tail.empty()) {
         slices[count++] = memory_slice(tail.data(), tail.size());
     }
     host_.announce(FVD_EVENT_COW_WRITE);
-    return host_.write(FVD_FILE_DATA, data_at(edges.head.begin), {slices, count}, flags);
+    return host_.write(FVD_FILE_DATA, to.data_at(edges.head.begin), {slices, count}, flags);
 }
 
-/* Without a bitmap nothing of ours hangs on a flush: whether one that failed may be tried again is
+/* Without metadata nothing of ours hangs on a flush: whether one that failed may be tried again is
  * for the storage to say, as it is for a raw disk. */
 Status Image::flush() {
-    if (tracked_size_ == 0) {
+    if (!is_tracked()) {
         host_.announce(FVD_EVENT_COMMIT_FLUSH);
         return host_.flush(FVD_FILE_DATA);
     }
@@ -150,12 +157,13 @@ Status Image::flush() {
 }
 
 Status Image::commit() {
-    return writable_ && tracked_size_ != 0 ? committer_.commit() : Status();
+    return writable_ && is_tracked() ? committer_.commit() : Status();
 }
 
 void Image::timer_expired(Timer timer) {
     if (timer == FVD_TIMER_COMMIT && started_ && writable_) {
         committer_.timer_expired();
+        give_space_back();
     }
 }
 
@@ -170,21 +178,33 @@ bool Image::cuts_missing_block(BlockRange blocks, uint64_t offset, uint64_t leng
 }
 
 Status Image::write_zeroes(uint64_t offset, uint64_t length, uint32_t flags) {
-    const BlockRange blocks = tracked_blocks(offset, length);
+    if (header_.has_table()) {
+        return zero_compact(offset, length, flags);
+    }
+    return zero_segment({offset, length, header_.data_offset + offset}, flags);
+}
+
+Status Image::zero_segment(const Segment& to, uint32_t flags) {
+    const BlockRange blocks = tracked_blocks(to.offset, to.length);
     if (all_here(blocks)) {
         return durably(flags, [&](uint32_t write_flags) {
             host_.announce(FVD_EVENT_WRITE_DATA);
-            return host_.write_zeroes(FVD_FILE_DATA, data_at(offset), length, write_flags);
+            return host_.write_zeroes(FVD_FILE_DATA, to.data_offset, to.length, write_flags);
         });
     }
-    const Status status =
-        zero_missing(blocks, offset, length, flags & ~static_cast<uint32_t>(FVD_REQ_FUA));
+    const Status status = bring_zeroes(blocks, to.offset, to.length, [&] {
+        host_.announce(FVD_EVENT_COW_WRITE);
+        return host_.write_zeroes(FVD_FILE_DATA, to.data_offset, to.length,
+                                  flags & ~static_cast<uint32_t>(FVD_REQ_FUA));
+    });
     const bool durable = (flags & FVD_REQ_FUA) != 0;
     return status.ok() && durable ? committer_.flush() : status;
 }
 
-Status Image::zero_missing(BlockRange blocks, uint64_t offset, uint64_t length, uint32_t flags) {
-    RangeLocks::Node node{.range = blocks};
+/* Whole blocks that are still in the base become zeros here, by write(). */
+template <typename Write>
+Status Image::bring_zeroes(BlockRange blocks, uint64_t offset, uint64_t length, Write write) {
+    RangeLocks::Node node{.range = bytes_of(blocks)};
     {
         HostLock lock(host_);
         locks_.acquire(host_, node);
@@ -195,8 +215,7 @@ Status Image::zero_missing(BlockRange blocks, uint64_t offset, uint64_t length, 
     } else if (cuts_missing_block(blocks, offset, length)) {
         status = -ENOTSUP;
     } else {
-        host_.announce(FVD_EVENT_COW_WRITE);
-        status = host_.write_zeroes(FVD_FILE_DATA, data_at(offset), length, flags);
+        status = write();
         if (status.ok()) {
             committer_.record(blocks);
         }
@@ -204,6 +223,28 @@ Status Image::zero_missing(BlockRange blocks, uint64_t offset, uint64_t length, 
     HostLock lock(host_);
     locks_.release(host_, node);
     return status;
+}
+
+/* Blocks of chunks without a slot: to be here is to be zeros. */
+Status Image::zero_unstored(uint64_t offset, uint64_t length) {
+    const BlockRange blocks = tracked_blocks(offset, length);
+    return all_here(blocks) ? Status()
+                            : bring_zeroes(blocks, offset, length, [] { return Status(); });
+}
+
+Status Image::zero_pieces(uint64_t offset, uint64_t end, uint32_t flags) {
+    const ChunkAllocator::Use use(slots_in_use());
+    while (offset < end) {
+        const Placement piece = stored_at(offset, end - offset);
+        const Status status = piece.place == Place::zero
+                                  ? zero_unstored(offset, piece.run)
+                                  : zero_segment({offset, piece.run, piece.data_offset}, flags);
+        if (!status.ok()) {
+            return status;
+        }
+        offset += piece.run;
+    }
+    return {};
 }
 
 /* Whole blocks that are still in the base become zeros here, if that costs no data: then they are
@@ -217,23 +258,35 @@ Status Image::discard_missing(uint64_t offset, uint64_t length) {
     if (begin >= end) {
         return {};
     }
-    const Status status = zero_missing(tracked_blocks(begin, end - begin), begin, end - begin,
-                                       FVD_REQ_MAY_UNMAP | FVD_REQ_NO_FALLBACK);
+    const Status status = zero_pieces(begin, end, FVD_REQ_MAY_UNMAP | FVD_REQ_NO_FALLBACK);
     return status.value() == -ENOTSUP ? Status() : status;
 }
 
-Status Image::discard(uint64_t offset, uint64_t length) {
+Status Image::discard_pieces(uint64_t offset, uint64_t end) {
+    const ChunkAllocator::Use use(slots_in_use());
     Status first_error;
-    while (length != 0) {
-        const Placement place = where(offset, length);
-        const Status status = place.in_base
-                                  ? discard_missing(offset, place.run)
-                                  : host_.discard(FVD_FILE_DATA, place.data_offset, place.run);
-        first_error = first_error.or_else(status);
-        offset += place.run;
-        length -= place.run;
+    while (offset < end) {
+        const Placement piece = where(offset, end - offset);
+        if (piece.place == Place::base) {
+            first_error = first_error.or_else(discard_missing(offset, piece.run));
+        } else if (piece.place == Place::data) {
+            first_error =
+                first_error.or_else(host_.discard(FVD_FILE_DATA, piece.data_offset, piece.run));
+        }
+        offset += piece.run;
     }
     return first_error;
+}
+
+Status Image::discard(uint64_t offset, uint64_t length) {
+    const uint64_t end = offset + length;
+    const ByteRange chunks = whole_chunks(offset, end);
+    if (chunks.empty()) {
+        return discard_pieces(offset, end);
+    }
+    const Status before = discard_pieces(offset, chunks.begin);
+    const Status freed = free_chunks(chunks);
+    return before.or_else(freed).or_else(discard_pieces(chunks.end, end));
 }
 
 }  // namespace fvd

@@ -27,13 +27,19 @@ Status Image::make_empty() {
         return header_.has_base() ? Status(-ENOTSUP) : Status();
     }
     if (FVD_PLANT(empty_before_base)) {
-        (void)host_.discard(FVD_FILE_DATA, data_at(0), tracked_size_).ok();
+        (void)host_.discard(FVD_FILE_DATA, header_.data_offset, tracked_size_).ok();
     }
     const Status status = committer_.forget_all();
     if (!status.ok()) {
         return status;
     }
-    const Status discarded = host_.discard(FVD_FILE_DATA, data_at(0), tracked_size_);
+    if (header_.has_table()) {
+        /* A chunk that reaches past the base keeps its slot for the rest of it. */
+        const ByteRange chunks = whole_chunks(0, tracked_size_);
+        free_slots(chunk_at(0), chunks.empty() ? chunk_at(0) : chunk_end(chunks.end));
+        return committer_.commit();
+    }
+    const Status discarded = host_.discard(FVD_FILE_DATA, header_.data_offset, tracked_size_);
     return discarded.value() == -ENOTSUP ? Status() : discarded;
 }
 
@@ -99,9 +105,13 @@ void Image::describe(fvd_info* info) const {
     info->need_zero_init = header_.need_zero_init;
     info->started = started_;
     info->condition = committer_.failed() ? FVD_CONDITION_FAILED : FVD_CONDITION_HEALTHY;
-    if (started_ && tracked_size_ != 0) {
+    info->chunk_size = header_.chunk_size;
+    info->storage_grow_unit = header_.storage_grow_unit;
+    if (started_ && is_tracked()) {
         info->blocks = current_.bits();
         info->blocks_here = current_.count();
+        info->chunks = table_.chunks();
+        info->chunks_stored = table_.stored();
         info->pending_pages = committer_.pending_pages();
     }
     std::memcpy(info->data_file, header_.data_file, sizeof(info->data_file));

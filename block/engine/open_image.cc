@@ -31,13 +31,25 @@ Error no_memory(uint64_t size) {
 
 /* A bitmap of clear bits in memory of the host. */
 Error make_bitmap(Host& host, uint64_t bits, HostBuffer* memory, BlockBitmap* bitmap) {
-    const uint64_t size = BlockBitmap::bits_to_words(bits) * sizeof(uint64_t);
+    const uint64_t size =
+        std::max<uint64_t>(BlockBitmap::bits_to_words(bits), 1) * sizeof(uint64_t);
     *memory = HostBuffer(host, size);
     if (!*memory) {
         return no_memory(size);
     }
     std::memset(memory->data(), 0, size);
     *bitmap = BlockBitmap(words_of(*memory), bits);
+    return Error::none();
+}
+
+/* Entries are loaded into it next. */
+Error make_table(Host& host, uint64_t chunks, HostBuffer* memory, ChunkTable* table) {
+    const uint64_t size = std::max<uint64_t>(chunks, 1) * sizeof(uint32_t);
+    *memory = HostBuffer(host, size);
+    if (!*memory) {
+        return no_memory(size);
+    }
+    *table = ChunkTable({reinterpret_cast<uint32_t*>(memory->data()), chunks});
     return Error::none();
 }
 
@@ -60,20 +72,16 @@ Error Image::load() {
 }
 
 Error Image::check_startable() const {
-    if (header_.has_table()) {
-        return Error::make(-ENOTSUP, "table_size is %llu: compact images are not supported yet",
-                           print(header_.table_size));
-    }
-    if (header_.has_bitmap() && header_.journal_size == 0) {
-        return Error::make(-ENOTSUP, "journal_size is 0: an image with a bitmap needs a journal");
+    if ((header_.has_bitmap() || header_.has_table()) && header_.journal_size == 0) {
+        return Error::make(-ENOTSUP,
+                           "journal_size is 0: an image with a bitmap or a table needs a journal");
     }
     return Error::none();
 }
 
-/* Create gave the data its whole length; a file that is shorter was cut, and must not read as
- * zeros. An adapter that was told not to open the data file says -ENOMEDIUM. */
-Error Image::check_data_length() const {
-    const int64_t length = host_.length(FVD_FILE_DATA);
+/* Create gave the data of a linear image its whole length; a file that is shorter was cut, and must
+ * not read as zeros. An adapter that was told not to open the data file says -ENOMEDIUM. */
+Error Image::check_data_length(int64_t length) const {
     if (length == -ENOMEDIUM) {
         return Error::none();
     }
@@ -82,7 +90,7 @@ Error Image::check_data_length() const {
         return Error::make(static_cast<int>(length), "the length of %s cannot be read", file);
     }
     const uint64_t needed = header_.data_offset + header_.virtual_size;
-    if (static_cast<uint64_t>(length) < needed) {
+    if (!header_.has_table() && static_cast<uint64_t>(length) < needed) {
         return Error::make(-EINVAL, "%s is %llu bytes long; its guest data ends at %llu", file,
                            print(static_cast<uint64_t>(length)), print(needed));
     }
@@ -105,16 +113,23 @@ Error Image::start(StartMode mode) {
     if (Error error = check_startable(); !error.ok()) {
         return error;
     }
-    if (Error error = check_data_length(); !error.ok()) {
+    const int64_t data_length = host_.length(FVD_FILE_DATA);
+    if (Error error = check_data_length(data_length); !error.ok()) {
         return error;
     }
     writable_ = mode == StartMode::writable;
-    tracked_size_ = 0;
+    tracked_size_ = header_.has_bitmap() && !header_.base_fully_prefetched ? header_.base_size : 0;
+    data_end_ =
+        header_.has_table() ? static_cast<uint64_t>(std::max<int64_t>(data_length, 0)) : UINT64_MAX;
     committer_.begin_untracked();
     bool settle = header_copy_stale_ || (header_.autoclear_features & ~kKnownAutoclear) != 0;
-    if (header_.has_bitmap() && !header_.base_fully_prefetched) {
-        tracked_size_ = header_.base_size;
+    if (is_tracked()) {
         if (Error error = recover(&settle); !error.ok()) {
+            return error;
+        }
+    }
+    if (is_tracked() && writable_) {
+        if (Error error = begin_changes(data_length); !error.ok()) {
             return error;
         }
     }
@@ -129,7 +144,7 @@ Error Image::start(StartMode mode) {
 }
 
 Error Image::recover(bool* settle) {
-    if (Error error = load_bitmap(); !error.ok()) {
+    if (Error error = load_metadata(); !error.ok()) {
         return error;
     }
     const bool current = header_.clean_shutdown && first_unit_is_current();
@@ -147,35 +162,67 @@ Error Image::recover(bool* settle) {
         }
         *settle = true;
     }
-    return writable_ ? committer_.begin(current_, unsaved_pages_) : Error::none();
+    return Error::none();
 }
 
-Error Image::load_bitmap() {
-    if (Error error = make_bitmap(host_, header_.block_count(), &current_words_, &current_);
-        !error.ok()) {
-        return error;
+ReplayTarget Image::metadata() const {
+    return {current_, unsaved_pages_, table_, unsaved_entries_, header_.slot_count()};
+}
+
+Error Image::begin_changes(int64_t data_length) {
+    if (header_.has_table()) {
+        const auto length = static_cast<uint64_t>(std::max<int64_t>(data_length, 0));
+        if (Error error = slots_.begin(header_, table_, length); !error.ok()) {
+            return error;
+        }
+        data_end_ = UINT64_MAX; /* every slot was looked at, and storage grows from now on */
     }
-    if (Error error = make_bitmap(host_, header_.bitmap_size / Committer::kPageSize,
-                                  &unsaved_words_, &unsaved_pages_);
-        !error.ok()) {
-        return error;
-    }
-    const uint64_t size = round_up(div_ceil(header_.block_count(), 8), 8);
-    HostBuffer buffer(host_, std::min(size, kReadBytes));
+    return committer_.begin(metadata());
+}
+
+/* Call load(position in the region, bytes) for @p size bytes of a region. */
+Error Image::load_region(const char* name, uint64_t offset, uint64_t size, auto load) {
+    HostBuffer buffer(host_, std::clamp<uint64_t>(size, 1, kReadBytes));
     if (!buffer) {
         return no_memory(kReadBytes);
     }
     for (uint64_t at = 0; at < size; at += buffer.size()) {
         const MutableBytes piece = buffer.bytes().first(std::min(size - at, buffer.size()));
         host_.announce(FVD_EVENT_OPEN_READ);
-        const Status status = read_bytes(host_, FVD_FILE_IMAGE, header_.bitmap_offset + at, piece);
+        const Status status = read_bytes(host_, FVD_FILE_IMAGE, offset + at, piece);
         if (!status.ok()) {
-            return Error::make(status.value(), "the bitmap cannot be read at offset %llu",
-                               print(header_.bitmap_offset + at));
+            return Error::make(status.value(), "the %s cannot be read at offset %llu", name,
+                               print(offset + at));
         }
-        current_.load(at, piece);
+        load(at, piece);
     }
     return Error::none();
+}
+
+Error Image::load_metadata() {
+    const uint64_t blocks = tracked_size_ != 0 ? header_.block_count() : 0;
+    const uint64_t chunks = header_.chunk_count();
+    const uint64_t bitmap_pages = header_.bitmap_size / kPageSize;
+    const uint64_t table_pages = header_.table_size / kPageSize;
+    Error error = make_bitmap(host_, blocks, &current_words_, &current_);
+    if (error.ok()) {
+        error = make_bitmap(host_, bitmap_pages, &unsaved_words_, &unsaved_pages_);
+    }
+    if (error.ok()) {
+        error = make_bitmap(host_, table_pages, &unsaved_entry_words_, &unsaved_entries_);
+    }
+    if (error.ok()) {
+        error = make_table(host_, chunks, &table_entries_, &table_);
+    }
+    if (error.ok()) {
+        error = load_region("bitmap", header_.bitmap_offset, round_up(div_ceil(blocks, 8), 8),
+                            [&](uint64_t at, MutableBytes piece) { current_.load(at, piece); });
+    }
+    if (error.ok()) {
+        error = load_region("table", header_.table_offset, chunks * sizeof(uint32_t),
+                            [&](uint64_t at, MutableBytes piece) { table_.load(at, piece); });
+    }
+    return error;
 }
 
 /* Call visit(place in the ring, unit) for units of the ring, read in large pieces. */
@@ -246,7 +293,7 @@ Error Image::scan_journal(ReplayPlan* plan) {
 
 Error Image::replay(const ReplayPlan& plan) {
     const uint64_t ring = header_.journal_units();
-    ReplayTarget target{current_, unsaved_pages_};
+    ReplayTarget target = metadata();
     uint64_t sequence = plan.first_sequence;
     Error bad = Error::none();
     while (sequence < plan.end_sequence && bad.ok()) {
@@ -255,12 +302,12 @@ Error Image::replay(const ReplayPlan& plan) {
         const Error error = read_ring(place, count, [&](uint64_t at, ConstBytes unit) {
             const auto view = UnitView::decode(unit, header_.image_id);
             if (bad.ok() && (!view.has_value() || !apply_unit(*view, target))) {
-                bad =
-                    Error::make(-EINVAL,
-                                "journal unit at offset %llu names blocks outside the bitmap (%llu "
-                                "blocks) or a table that does not exist",
-                                print(header_.journal_offset + at * header_.journal_unit),
-                                print(current_.bits()));
+                bad = Error::make(-EINVAL,
+                                  "journal unit at offset %llu names a block, chunk or slot that "
+                                  "does not exist (%llu blocks, %llu chunks, %llu slots)",
+                                  print(header_.journal_offset + at * header_.journal_unit),
+                                  print(current_.bits()), print(table_.chunks()),
+                                  print(header_.slot_count()));
             }
         });
         if (!error.ok()) {
@@ -276,8 +323,15 @@ Status Image::stop() {
         return {};
     }
     started_ = false;
-    FVD_ASSERT(locks_.empty());
-    return writable_ && tracked_size_ != 0 ? committer_.close() : Status();
+    FVD_ASSERT(locks_.empty() && chunk_locks_.empty());
+    if (!writable_ || !is_tracked()) {
+        return {};
+    }
+    /* Space of slots that were freed goes back once their records are durable. */
+    if (committer_.commit().ok()) {
+        give_space_back();
+    }
+    return committer_.close();
 }
 
 }  // namespace fvd

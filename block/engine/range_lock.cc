@@ -2,19 +2,12 @@
 #include "fvd/engine/range_lock.h"
 
 #include "fvd/base/plant.h"
+
 namespace fvd {
-
-namespace {
-
-bool overlap(const BlockRange& a, const BlockRange& b) {
-    return a.begin < b.end && b.begin < a.end;
-}
-
-}  // namespace
 
 bool RangeLocks::must_wait(const Node& node) const {
     for (const Node* earlier = node.previous; earlier != nullptr; earlier = earlier->previous) {
-        if (overlap(earlier->range, node.range)) {
+        if (earlier->range.overlaps(node.range)) {
             return true;
         }
     }
@@ -39,7 +32,7 @@ void RangeLocks::release(Host& host, Node& node) {
     (node.previous != nullptr ? node.previous->next : first_) = node.next;
     (node.next != nullptr ? node.next->previous : last_) = node.previous;
     for (Node* later = node.next; later != nullptr; later = later->next) {
-        if (later->waiting && overlap(later->range, node.range) && !must_wait(*later) &&
+        if (later->waiting && later->range.overlaps(node.range) && !must_wait(*later) &&
             !FVD_PLANT(lose_waiter)) {
             later->waiting = false;
             host.wake(later->task);

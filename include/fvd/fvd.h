@@ -149,7 +149,8 @@ struct fvd_info {
     uint64_t base_size;
     uint64_t block_size;
     uint64_t bitmap_offset, bitmap_size;
-    uint64_t table_offset, table_size;
+    uint64_t table_offset, table_size; /* table_size 0: a linear image */
+    uint64_t chunk_size, storage_grow_unit;
     uint64_t journal_offset, journal_size;
     uint32_t journal_unit;
     uint64_t journal_epoch;
@@ -160,9 +161,10 @@ struct fvd_info {
     bool clean_shutdown;
     bool base_fully_prefetched;
     bool need_zero_init;
-    bool started; /* the next three are known only then */
+    bool started; /* the next five are known only then */
     uint64_t blocks, blocks_here;
-    uint64_t pending_pages; /* pages of the bitmap with uncommitted changes */
+    uint64_t pending_pages; /* pages of bitmap and table with uncommitted changes */
+    uint64_t chunks, chunks_stored;
     enum fvd_condition condition;
     char data_file[FVD_NAME_SIZE], data_file_fmt[FVD_FORMAT_NAME_SIZE];
     char base_img[FVD_NAME_SIZE], base_img_fmt[FVD_FORMAT_NAME_SIZE];

@@ -84,7 +84,7 @@ void World::plant_traps() {
     SimDisk& disk = shape().separate_data ? data_disk_ : image_disk_;
     std::vector<std::byte> trap(size);
     for (uint64_t at = 0; at < shape().virtual_size; at += size) {
-        if (image.where(at, size).in_base && at + size <= base_.size()) {
+        if (image.where(at, size).place == Place::base && at + size <= base_.size()) {
             stamp::fill(trap.data(), size, kTrap, at / size);
             disk.write_through(image.header().data_offset + at, trap);
         }

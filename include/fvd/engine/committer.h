@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #pragma once
 /*
- * Makes changes of the bitmap durable. Guest writes only record which pages of the bitmap hold
- * changes; a commit, at guest flush or a few seconds after the write, does in this order
+ * Makes changes of bitmap and table durable. Guest requests only record which pages hold changes;
+ * a commit, at guest flush or a few seconds after the write, does in this order
  *
  *     collect records | flush data | write one group of units | flush metadata | committed =
  * recorded
  *
- * so a record never becomes durable before the data it exposes (R1). When half of the ring is used,
- * a checkpoint writes the changed pages to their home and flushes them; the next group carries the
- * new tail, and only when that group is durable the old units are written over (R2).
+ * so a record never becomes durable before the data it exposes (R1). Changes of the table are
+ * collected first: what a cut leaves of a group is its beginning, and a bit without the slot that
+ * its data is in would show zeros. When half of the ring is used, a checkpoint writes the changed
+ * pages to their home and flushes them; the next group carries the new tail, and only when that
+ * group is durable the old units are written over (R2).
  *
  * A session begins with the first commit: the header loses its clean mark and gets a new epoch, so
  * that nothing left in the ring can ever be replayed (R4, R5). It ends with close(), which leaves
@@ -18,16 +20,14 @@
  * One task at a time leads a commit; the others wait and are served by the next one.
  */
 
-#include <array>
 #include <atomic>
-#include <optional>
 
+#include "fvd/engine/chunk_allocator.h"
 #include "fvd/engine/header_store.h"
 #include "fvd/engine/host.h"
-#include "fvd/format/block_bitmap.h"
+#include "fvd/engine/journal_group.h"
+#include "fvd/engine/tracked_map.h"
 #include "fvd/format/header.h"
-#include "fvd/format/journal_unit.h"
-#include "fvd/format/recovery.h"
 
 namespace fvd {
 
@@ -35,25 +35,25 @@ class Committer {
   public:
     /** Changes are committed in the background at the latest so long after the write. */
     static constexpr uint64_t kCommitPeriodMs = 5000;
-    /** Units written at once, at most. */
-    static constexpr size_t kMaxGroupUnits = 64;
 
-    Committer(Host& host, Header& header) : host_(host), header_(header) {}
+    Committer(Host& host, Header& header, ChunkAllocator& slots)
+        : host_(host), header_(header), slots_(slots) {}
 
     /**
-     * Get ready to record changes of @p current; every bit set in it now counts as committed, and
-     * the pages in @p unsaved_pages as not yet at home. ENOMEM.
+     * Get ready to record changes of @p recovered's bitmap and table; what stands in them now
+     * counts as committed, and its dirty pages as not yet at home. ENOMEM.
      */
-    Error begin(BlockBitmap current, BlockBitmap unsaved_pages);
-    /** A new life of an image without bitmap: nothing is recorded, flushes pass. */
+    Error begin(const ReplayTarget& recovered);
+    /** A new life of an image without metadata: nothing is recorded, flushes pass. */
     void begin_untracked() { failed_.store(false, std::memory_order_release); }
     /** The header was loaded: the next update writes @p first first. */
     void set_first_slot(HeaderSlot first) { first_slot_ = first; }
-    /** Pages of the bitmap's home. */
-    uint64_t page_count() const { return header_.bitmap_size / kPageSize; }
 
     /** The data of @p blocks was written: set their bits in the current view, to be committed. */
     void record(BlockRange blocks);
+    /** @p chunk is stored in @p slot from now on, which reads as zeros, or in none. With the mutex
+     *  held. */
+    void record_entry(ChunkIndex chunk, uint32_t entry);
     /** Nothing waits for a commit, and none is under way. Any thread; no lock. */
     bool quiet() const { return !busy_.load(std::memory_order_acquire); }
     bool failed() const { return failed_.load(std::memory_order_acquire); }
@@ -62,7 +62,11 @@ class Committer {
     Status flush();
     /** Commit what is recorded; no flush of data where nothing is. */
     Status commit();
+    /** Commit even where nothing but freed slots wait for it. With the mutex held. */
+    Status commit_slots() { return join(); }
     void timer_expired();
+    /** Have the timer expire in a while, for work that is not a commit. With the mutex held. */
+    void arm_timer();
 
     /** After recovery, or to heal the header: home and clean mark durable, before any request. */
     Status settle();
@@ -85,9 +89,9 @@ class Committer {
     }
 
     /** Pages with uncommitted changes. */
-    uint64_t pending_pages() const { return pending_pages_.count(); }
-
-    static constexpr uint64_t kPageSize = 4096;
+    uint64_t pending_pages() const {
+        return bitmap_.pages.pending.count() + table_.pages.pending.count();
+    }
 
   private:
     struct Waiter {
@@ -99,15 +103,6 @@ class Committer {
         Status status;
     };
 
-    /* The group being collected and written. */
-    struct Group {
-        std::array<std::optional<UnitWriter>, kMaxGroupUnits> units;
-        size_t count = 0;
-        uint64_t next_page = 0; /* collecting goes on here */
-        bool more = false;
-    };
-
-    void arm_timer();
     void update_busy();
     void fail(const char* what);
     Status flush_file(File file, Event event, const char* what);
@@ -122,24 +117,20 @@ class Committer {
 
     Status commit_all();
     Status commit_group();
-    void collect();
-    bool collect_page(uint64_t page);
-    bool add_record(BlockRange run);
-    bool open_unit();
-    size_t max_group_units() const;
+    bool collect(uint64_t* page);
     Status write_group();
     Status write_units(uint64_t sequence, size_t first, size_t count);
     void group_done();
     void group_failed();
-    template <typename Visit>
-    void for_each_record(Visit visit) const;
 
     void set_mark(bool clean);
     Status begin_session();
     Status make_room(size_t units);
     Status checkpoint();
-    Status write_home(BlockBitmap& pages);
-    Status write_pages(uint64_t begin, uint64_t end);
+    template <typename Map>
+    Status write_home(const Map& map, uint64_t home);
+    template <typename Map>
+    Status write_pages(const Map& map, uint64_t home, uint64_t begin, uint64_t end);
     Status mark_clean();
     Status forget_on_disk();
     Status clear_home();
@@ -147,14 +138,10 @@ class Committer {
 
     Host& host_;
     Header& header_;
-    BlockBitmap current_;
-    HostBuffer committed_words_;
-    BlockBitmap committed_;
-    HostBuffer page_words_;     /* both page sets */
-    BlockBitmap pending_pages_; /* current differs from committed */
-    BlockBitmap unsaved_pages_; /* committed differs from home */
-    HostBuffer group_bytes_;
-    Group group_;
+    ChunkAllocator& slots_;
+    TrackedBitmap bitmap_;
+    TrackedTable table_;
+    JournalGroup group_;
 
     /* Guarded by the host's mutex. */
     Waiter* waiters_ = nullptr;

@@ -10,12 +10,14 @@
 
 #include <cstdint>
 
+#include "fvd/engine/chunk_allocator.h"
 #include "fvd/engine/committer.h"
 #include "fvd/engine/host.h"
 #include "fvd/engine/range_lock.h"
 #include "fvd/format/block_bitmap.h"
 #include "fvd/format/header.h"
 #include "fvd/format/layout.h"
+#include "fvd/format/recovery.h"
 
 namespace fvd {
 
@@ -28,16 +30,32 @@ struct GuestBuffer {
     GuestBuffer advance(uint64_t bytes) const { return {handle, offset + bytes}; }
 };
 
+enum class Place {
+    base = FVD_PLACE_BASE,
+    data = FVD_PLACE_DATA,
+    zero = FVD_PLACE_ZERO, /* in this image, and no slot stores it */
+};
+
 /** Where the piece of the virtual disk of @p run bytes at some offset is. */
 struct Placement {
-    bool in_base = false;
+    Place place = Place::data;
     uint64_t run = 0;
-    uint64_t data_offset = 0; /* in the data file; only where !in_base */
+    uint64_t data_offset = 0; /* in the data file; only of Place::data */
+};
+
+/** A piece of a request whose data stands in one piece in the data file. */
+struct Segment {
+    uint64_t offset = 0; /* of the virtual disk */
+    uint64_t length = 0;
+    uint64_t data_offset = 0;
+    uint64_t end() const { return offset + length; }
+    /** Where in the data file the byte at @p at, which may lie outside the segment, stands. */
+    uint64_t data_at(uint64_t at) const { return data_offset + at - offset; }
 };
 
 class Image {
   public:
-    explicit Image(Host& host) : host_(host), committer_(host, header_) {}
+    explicit Image(Host& host) : host_(host), slots_(host), committer_(host, header_, slots_) {}
     Image(const Image&) = delete;
     Image& operator=(const Image&) = delete;
 
@@ -69,39 +87,75 @@ class Image {
     BlockRange tracked_blocks(uint64_t offset, uint64_t length) const;
     bool all_here(BlockRange blocks) const;
     uint64_t block_end(uint64_t block) const;
-    uint64_t data_at(uint64_t offset) const { return header_.data_offset + offset; }
+    ByteRange bytes_of(BlockRange blocks) const;
     bool cuts_missing_block(BlockRange blocks, uint64_t offset, uint64_t length) const;
+    /** There is metadata whose changes go through the journal. */
+    bool is_tracked() const { return tracked_size_ != 0 || header_.has_table(); }
+
+    /* Compact images: which slots hold [offset, offset + length). */
+    ChunkIndex chunk_at(uint64_t offset) const { return ChunkIndex(offset / header_.chunk_size); }
+    ChunkIndex chunk_end(uint64_t end) const;
+    Placement stored_at(uint64_t offset, uint64_t length) const;
+    ChunkAllocator* slots_in_use() { return header_.has_table() ? &slots_ : nullptr; }
 
     Error check_startable() const;
-    Error check_data_length() const;
-    Error load_bitmap();
+    Error check_data_length(int64_t length) const;
+    Error load_metadata();
+    ReplayTarget metadata() const;
+    Error load_region(const char* name, uint64_t offset, uint64_t size, auto load);
     Error recover(bool* settle);
-    Error scan_journal(struct ReplayPlan* plan);
-    Error replay(const struct ReplayPlan& plan);
+    Error begin_changes(int64_t data_length);
+    Error scan_journal(ReplayPlan* plan);
+    Error replay(const ReplayPlan& plan);
     bool first_unit_is_current();
     template <typename Visit>
     Error read_ring(uint64_t first, uint64_t count, Visit visit);
 
-    Status first_write(BlockRange blocks, uint64_t offset, uint64_t length, GuestBuffer from,
-                       uint32_t flags);
-    Status copy_and_write(BlockRange blocks, uint64_t offset, uint64_t length, GuestBuffer from,
-                          uint32_t flags);
-    Status write_here(uint64_t offset, uint64_t length, GuestBuffer from, uint32_t flags);
-    Status zero_missing(BlockRange blocks, uint64_t offset, uint64_t length, uint32_t flags);
+    Status read_piece(const Placement& piece, uint64_t offset, GuestBuffer to, uint32_t flags);
+    Status write_segment(const Segment& to, GuestBuffer from, uint32_t flags);
+    Status first_write(BlockRange blocks, const Segment& to, GuestBuffer from, uint32_t flags);
+    Status copy_and_write(BlockRange blocks, const Segment& to, GuestBuffer from, uint32_t flags);
+    Status write_here(const Segment& to, GuestBuffer from, uint32_t flags);
+    Status zero_segment(const Segment& to, uint32_t flags);
+    Status zero_unstored(uint64_t offset, uint64_t length);
+    Status zero_pieces(uint64_t offset, uint64_t end, uint32_t flags);
+    template <typename Write>
+    Status bring_zeroes(BlockRange blocks, uint64_t offset, uint64_t length, Write write);
     Status discard_missing(uint64_t offset, uint64_t length);
+    Status discard_pieces(uint64_t offset, uint64_t end);
     template <typename Write>
     Status durably(uint32_t flags, Write write);
+
+    Status write_compact(uint64_t offset, uint64_t length, GuestBuffer from, uint32_t flags);
+    Status write_stored(uint64_t* offset, uint64_t end, GuestBuffer* from, uint32_t flags);
+    bool all_stored(uint64_t offset, uint64_t length) const;
+    Status store_chunks(uint64_t offset, uint64_t length);
+    Status store_chunk(ChunkIndex chunk);
+    Status take_slot(SlotIndex hint, SlotIndex* slot);
+    Status make_zero(SlotIndex slot);
+    Status zero_compact(uint64_t offset, uint64_t length, uint32_t flags);
+    ByteRange whole_chunks(uint64_t offset, uint64_t end) const;
+    Status free_chunks(const ByteRange& range);
+    void free_slots(ChunkIndex begin, ChunkIndex end);
+    void give_space_back();
 
     Host& host_;
     Header header_;
     bool header_copy_stale_ = false; /* one of the copies wants to be rewritten */
+    ChunkAllocator slots_;
     Committer committer_;
-    RangeLocks locks_;
+    RangeLocks locks_;       /* of blocks that come here */
+    RangeLocks chunk_locks_; /* of chunks that get a slot */
     HostBuffer current_words_;
     BlockBitmap current_;
-    HostBuffer unsaved_words_;
-    BlockBitmap unsaved_pages_; /* pages that replay changed */
-    uint64_t tracked_size_ = 0; /* bytes of the virtual disk that the bitmap decides about */
+    HostBuffer table_entries_;
+    ChunkTable table_;
+    HostBuffer unsaved_words_; /* pages that replay changed */
+    BlockBitmap unsaved_pages_;
+    HostBuffer unsaved_entry_words_;
+    BlockBitmap unsaved_entries_;
+    uint64_t data_end_ = UINT64_MAX; /* slots that end behind this cannot be read */
+    uint64_t tracked_size_ = 0;      /* bytes of the virtual disk that the bitmap decides about */
     bool started_ = false;
     bool writable_ = false;
 };

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #pragma once
 /*
- * Exclusive locks on ranges of blocks, for writes to blocks that are not here yet. First come,
+ * Exclusive locks on ranges of the virtual disk, for writes to blocks that are not here yet and for
+ * giving slots to chunks. First come,
  * first served: a request waits for every earlier one that overlaps it, so none starves. The nodes
  * live on the stacks of the waiting tasks; nothing is allocated. All members want the host's mutex
  * held.
@@ -15,7 +16,7 @@ namespace fvd {
 class RangeLocks {
   public:
     struct Node {
-        BlockRange range;
+        ByteRange range;
         void* task = nullptr;
         Node* previous = nullptr;
         Node* next = nullptr;

@@ -428,7 +428,7 @@ TEST_F(ImageTest, SeparateDataIsFlushedBeforeItsRecord) {
     host.separate_data = true;
     create();
     open();
-    EXPECT_EQ(image->where(0, 100).in_base, true);
+    EXPECT_EQ(image->where(0, 100).place, Place::base);
     EXPECT_TRUE(write(0, kBlock, 1).ok());
     EXPECT_EQ(host.log, Log{"write data 0+4096"});
     EXPECT_TRUE(image->flush().ok());

@@ -1,0 +1,310 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "fvd/engine/chunk_allocator.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "fvd/base/arith.h"
+#include "fvd/base/plant.h"
+#include "fvd/format/layout.h"
+
+namespace fvd {
+
+namespace {
+
+/* Given back at once, at most. */
+constexpr uint64_t kTrimBytes = 64 * 1024 * 1024;
+
+unsigned long long print(uint64_t value) {
+    return value;
+}
+
+}  // namespace
+
+uint64_t SlotSet::members(uint64_t begin, uint64_t end) const {
+    uint64_t total = 0;
+    while (begin < end) {
+        const bool member = bits_.test(begin);
+        const uint64_t run = bits_.run_end(begin, end, member);
+        total += member ? run - begin : 0;
+        begin = run;
+    }
+    return total;
+}
+
+void SlotSet::add(uint64_t begin, uint64_t end) {
+    count_ += end - begin - members(begin, end);
+    bits_.set(begin, end);
+}
+
+void SlotSet::remove(uint64_t begin, uint64_t end) {
+    count_ -= members(begin, end);
+    bits_.clear(begin, end);
+}
+
+void SlotSet::move_to(SlotSet& other) {
+    if (empty()) {
+        return;
+    }
+    for_each_run([&](uint64_t begin, uint64_t end) { other.add(begin, end); });
+    bits_.clear(0, bits_.bits());
+    count_ = 0;
+}
+
+uint64_t SlotSet::first(uint64_t from, uint64_t end, bool member) const {
+    if (from >= end || bits_.test(from) == member) {
+        return std::min(from, end);
+    }
+    return bits_.run_end(from, end, !member);
+}
+
+/* ----------------------------------------------------------------------------------- begin */
+
+Error ChunkAllocator::allocate_sets() {
+    SlotSet* const sets[] = {&used_,      &unknown_, &stale_,   &freed_,
+                             &collected_, &durable_, &draining_};
+    const uint64_t words = BlockBitmap::bits_to_words(slot_count_);
+    memory_ = HostBuffer(host_, std::max<uint64_t>(std::size(sets) * words, 1) * sizeof(uint64_t));
+    if (!memory_) {
+        return Error::make(-ENOMEM, "no memory to remember %llu slots", print(slot_count_));
+    }
+    std::memset(memory_.data(), 0, memory_.size());
+    const std::span<uint64_t> all{reinterpret_cast<uint64_t*>(memory_.data()),
+                                  std::size(sets) * words};
+    for (size_t i = 0; i < std::size(sets); i++) {
+        *sets[i] = SlotSet();
+        sets[i]->begin(all.subspan(i * words, words), slot_count_);
+    }
+    return Error::none();
+}
+
+Error ChunkAllocator::begin(const Header& header, const ChunkTable& table, uint64_t data_length) {
+    slot_count_ = header.slot_count();
+    limit_ = header.chunk_count();
+    chunk_size_ = header.chunk_size;
+    data_offset_ = header.data_offset;
+    grow_unit_ = header.storage_grow_unit;
+    first_free_ = 0;
+    cannot_trim_ = false;
+    if (Error error = allocate_sets(); !error.ok()) {
+        return error;
+    }
+    storage_slots_ = 0;
+    storage_is(data_length <= data_offset_ ? 0 : (data_length - data_offset_) / chunk_size_, false);
+    reserve(header);
+    return learn(header, table);
+}
+
+/* A table that outgrew its place may stand where slots would be. */
+void ChunkAllocator::reserve(const Header& header) {
+    if (header.has_data_file()) {
+        return;
+    }
+    const Regions regions = regions_of(header);
+    for (const ByteRange& region : {regions.bitmap, regions.table, regions.journal}) {
+        if (!region.empty() && region.begin >= data_offset_) {
+            const uint64_t begin = (region.begin - data_offset_) / chunk_size_;
+            const uint64_t end = div_ceil(region.end - data_offset_, chunk_size_);
+            used_.add(std::min(begin, slot_count_), std::min(end, slot_count_));
+            limit_ = std::min(limit_ + (end - begin), slot_count_);
+        }
+    }
+}
+
+Error ChunkAllocator::learn(const Header& header, const ChunkTable& table) {
+    const uint64_t slots = std::min(slot_count_, storage_slots_);
+    for (uint64_t chunk = 0; chunk < table.chunks(); chunk++) {
+        const std::optional<SlotIndex> slot = table.slot(ChunkIndex(chunk));
+        if (!slot) {
+            continue;
+        }
+        if (slot->value >= slots) {
+            return Error::make(-EINVAL,
+                               "chunk %llu is in slot %llu, past the last one of the storage "
+                               "(%llu slots of %llu bytes); 'qemu-img check -r all' gives it up",
+                               print(chunk), print(slot->value), print(slots),
+                               print(header.chunk_size));
+        }
+        if (used_.has(*slot)) {
+            return Error::make(-EINVAL,
+                               "chunk %llu is in slot %llu, which is not its own; 'qemu-img check "
+                               "-r all' repairs it",
+                               print(chunk), print(slot->value));
+        }
+        used_.add(*slot);
+        limit_ = std::max(limit_, slot->value + 1); /* the disk may have been larger */
+    }
+    return Error::none();
+}
+
+/* ------------------------------------------------------------------------------------ take */
+
+/* The hint, unless storage would have to grow for it and need not for another. */
+bool ChunkAllocator::find_free(SlotIndex hint, SlotIndex* slot) {
+    first_free_ = used_.first(first_free_, limit_, false);
+    slot->value = first_free_;
+    const bool may_grow = hint.value < storage_slots_ || first_free_ >= storage_slots_;
+    if (hint.value < limit_ && !used_.has(hint) && may_grow) {
+        *slot = hint;
+    }
+    return slot->value < limit_;
+}
+
+bool ChunkAllocator::take(SlotIndex hint, SlotIndex* slot) {
+    advance();
+    if (!find_free(hint, slot)) {
+        return false;
+    }
+    used_.add(*slot);
+    stale_.remove(*slot);
+    return true;
+}
+
+void ChunkAllocator::put_back(SlotIndex slot) {
+    used_.remove(slot);
+    first_free_ = std::min(first_free_, slot.value);
+}
+
+void ChunkAllocator::is_zero_now(SlotIndex slot) {
+    unknown_.remove(slot);
+}
+
+void ChunkAllocator::wait_until_drained() {
+    if (trimming_ || (!draining_.empty() && !in_flight_.former_is_empty())) {
+        drain_waiters_.wait(host_);
+    }
+}
+
+/* ---------------------------------------------------------------------------------- growth */
+
+void ChunkAllocator::storage_is(uint64_t slots, bool zero) {
+    const uint64_t now = std::min(slots, slot_count_);
+    if (now > storage_slots_ && !zero) {
+        unknown_.add(storage_slots_, now);
+    }
+    storage_slots_ = std::max(storage_slots_, now);
+}
+
+Status ChunkAllocator::grow_to(SlotIndex slot) {
+    RangeLocks::Node node{.range = {0, 1}};
+    growing_.acquire(host_, node);
+    Status status;
+    if (slot.value >= storage_slots_) {
+        host_.unlock();
+        status = grow_storage(slot.value + 1);
+        host_.lock();
+    }
+    growing_.release(host_, node);
+    return status;
+}
+
+/* Without the mutex, and alone. A device is grown by others; a file by us. */
+Status ChunkAllocator::grow_storage(uint64_t wanted) {
+    const auto slots_in = [this](int64_t length) {
+        const auto bytes = static_cast<uint64_t>(std::max<int64_t>(length, 0));
+        return bytes <= data_offset_ ? 0 : (bytes - data_offset_) / chunk_size_;
+    };
+    const auto note = [&](uint64_t slots, bool zero) {
+        HostLock lock(host_);
+        storage_is(slots, zero);
+    };
+    const int64_t length = host_.length(FVD_FILE_DATA);
+    if (length < 0) {
+        return Status(static_cast<int>(length));
+    }
+    note(slots_in(length), false);
+    if (slots_in(length) >= wanted) {
+        return {};
+    }
+    const uint64_t unit = std::max<uint64_t>(grow_unit_ / chunk_size_, 1);
+    const uint64_t slots = std::max(wanted, std::min(round_up(wanted, unit), limit_));
+    const uint64_t least = data_offset_ + wanted * chunk_size_;
+    const uint64_t ahead = data_offset_ + slots * chunk_size_;
+    Status status = host_.resize(FVD_FILE_DATA, ahead, FVD_PREALLOC_OFF);
+    uint64_t reached = ahead;
+    if (!status.ok() && ahead != least) {
+        status = host_.resize(FVD_FILE_DATA, least, FVD_PREALLOC_OFF);
+        reached = least;
+    }
+    if (!status.ok()) {
+        /* A device that cannot grow is a full one. */
+        return status.value() == -EINVAL || status.value() == -ENOTSUP ? Status(-ENOSPC) : status;
+    }
+    note(slots_in(static_cast<int64_t>(reached)), true);
+    return {};
+}
+
+/* --------------------------------------------------------------------------------- freeing */
+
+void ChunkAllocator::give_up(SlotIndex slot) {
+    FVD_ASSERT(used_.has(slot));
+    unknown_.add(slot);
+    if (FVD_PLANT(reuse_before_durable)) {
+        put_back(slot);
+        return;
+    }
+    freed_.add(slot);
+}
+
+void ChunkAllocator::group_durable() {
+    collected_.move_to(durable_);
+    advance();
+}
+
+/* What is durable drains, what has drained is free. */
+void ChunkAllocator::advance() {
+    if (!draining_.empty() && in_flight_.former_is_empty()) {
+        draining_.for_each_run([this](uint64_t begin, uint64_t end) {
+            used_.remove(begin, end);
+            stale_.add(begin, end);
+            first_free_ = std::min(first_free_, begin);
+        });
+        draining_.remove(0, slot_count_);
+    }
+    if (draining_.empty() && !durable_.empty() && in_flight_.former_is_empty()) {
+        durable_.move_to(draining_);
+        in_flight_.turn();
+        if (in_flight_.former_is_empty() || FVD_PLANT(reuse_while_read)) {
+            advance();
+        }
+    }
+}
+
+/* The last request of a phase that is over has ended. */
+void ChunkAllocator::phase_drained() {
+    HostLock lock(host_);
+    drain_waiters_.wake_all(host_);
+}
+
+/* ------------------------------------------------------------------------------------ trim */
+
+void ChunkAllocator::trim() {
+    advance();
+    const uint64_t most = std::max<uint64_t>(kTrimBytes / chunk_size_, 1);
+    while (!stale_.empty() && !cannot_trim_ && !trimming_) {
+        const uint64_t begin = stale_.first(0, slot_count_, true);
+        const uint64_t end = stale_.first(begin, std::min(begin + most, slot_count_), false);
+        used_.add(begin, end); /* nobody takes them meanwhile */
+        stale_.remove(begin, end);
+        trimming_ = true;
+        host_.unlock();
+        const Status status = host_.write_zeroes(FVD_FILE_DATA, offset_of(SlotIndex(begin)),
+                                                 (end - begin) * chunk_size_,
+                                                 FVD_REQ_MAY_UNMAP | FVD_REQ_NO_FALLBACK);
+        host_.lock();
+        used_.remove(begin, end);
+        first_free_ = std::min(first_free_, begin);
+        if (status.ok()) {
+            unknown_.remove(begin, end);
+        }
+        cannot_trim_ = !status.ok();
+        trimming_ = false;
+        drain_waiters_.wake_all(host_);
+    }
+    if (cannot_trim_) {
+        stale_.remove(0, slot_count_);
+    }
+}
+
+}  // namespace fvd

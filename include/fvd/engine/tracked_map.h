@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#pragma once
+/*
+ * The two maps whose changes the committer makes durable, bitmap and table, in the same shape: a
+ * current view that requests look at, a committed view that replay would give, and two sets of 4
+ * KiB pages of the home: pending (the views differ) and unsaved (committed differs from home).
+ *
+ *   request -> record() -> current, pending
+ *   commit  -> collect() -> group of journal units -> applied() -> committed, unsaved
+ *   checkpoint -> store() of unsaved pages -> home
+ *
+ * All members but store() want the host's mutex; committed and unsaved belong to the leader.
+ */
+
+#include <span>
+
+#include "fvd/engine/host.h"
+#include "fvd/engine/journal_group.h"
+#include "fvd/format/block_bitmap.h"
+#include "fvd/format/chunk_table.h"
+#include "fvd/format/recovery.h"
+
+namespace fvd {
+
+inline constexpr uint64_t kPageSize = 4096;
+
+/** The page sets of a map. */
+class PageSets {
+  public:
+    /** Pages of the home; those in @p unsaved count as not yet at home. False: no memory. */
+    bool begin(Host& host, uint64_t pages, const BlockBitmap& unsaved);
+    BlockBitmap pending;
+    BlockBitmap unsaved;
+
+  private:
+    HostBuffer words_;
+};
+
+class TrackedBitmap {
+  public:
+    /** Every bit set in @p current counts as committed. False: no memory. */
+    bool begin(Host& host, BlockBitmap current, uint64_t pages, const BlockBitmap& unsaved);
+
+    void record(BlockRange blocks);
+    /** Add records of the pages in [*page, end) that changed to the group; they are no longer
+     *  pending. False when the group is full: *page is where to go on. */
+    bool collect(JournalGroup& group, uint64_t* page);
+    /** A record is durable. */
+    void applied(const JournalRecord& record);
+    /** Records were lost: every page that differs is pending. */
+    void collect_again();
+    /** Bytes of the committed view's page. */
+    void store(uint64_t page, MutableBytes to) const { committed_.store(page * kPageSize, to); }
+    void forget_all();
+    /** A planted bug: what came since collect() passes for committed. */
+    void commit_everything();
+
+    BlockBitmap current;
+    PageSets pages;
+
+  private:
+    bool collect_page(JournalGroup& group, uint64_t page);
+
+    HostBuffer committed_words_;
+    BlockBitmap committed_;
+};
+
+class TrackedTable {
+  public:
+    bool begin(Host& host, ChunkTable current, uint64_t pages, const BlockBitmap& unsaved);
+
+    void record(ChunkIndex chunk, uint32_t entry);
+    bool collect(JournalGroup& group, uint64_t* page);
+    void applied(const JournalRecord& record);
+    void collect_again();
+    void store(uint64_t page, MutableBytes to) const { committed_.store(page * kPageSize, to); }
+
+    ChunkTable current;
+    PageSets pages;
+
+  private:
+    bool collect_page(JournalGroup& group, uint64_t page);
+
+    HostBuffer committed_entries_;
+    ChunkTable committed_;
+};
+
+}  // namespace fvd
