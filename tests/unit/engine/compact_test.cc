@@ -371,79 +371,86 @@ TEST_F(CompactTest, EveryFailingCallLeavesTheImageReadable) {
 }
 
 /* Against a buffer that does the same, with kills after flushes and reopens in between. */
-class CompactRandom : public CompactTest, public ::testing::WithParamInterface<int> {};
+class CompactRandom : public CompactTest, public ::testing::WithParamInterface<int> {
+  protected:
+    uint64_t below(uint64_t n) { return random() % n; }
+
+    /** Whole chunks are zeros afterwards; of the rest only the image knows. */
+    void discard(uint64_t offset, uint64_t length) {
+        ASSERT_TRUE(image->discard(offset, length).ok());
+        const auto now = read(offset, length);
+        for (uint64_t i = 0; i < length; i++) {
+            ASSERT_TRUE(now[i] == std::byte{0} || now[i] == model[offset + i]);
+            model[offset + i] = now[i];
+        }
+    }
+
+    void write_zeroes(uint64_t offset, uint64_t length) {
+        const uint32_t flags = below(2) != 0 ? uint32_t{FVD_REQ_MAY_UNMAP} : 0;
+        Status status = image->write_zeroes(offset, length, flags);
+        if (status.value() == -ENOTSUP) {
+            status = write(offset, length, 0);
+        }
+        ASSERT_TRUE(status.ok());
+        std::fill_n(&model[offset], length, std::byte{0});
+    }
+
+    void flush_and_perhaps_die() {
+        ASSERT_TRUE(image->flush().ok());
+        if (below(3) == 0) {
+            kill();
+            open();
+        }
+    }
+
+    void step() {
+        const uint64_t unit = below(2) != 0 ? 512 : kChunk;
+        const uint64_t offset = below(model.size() / unit) * unit;
+        const uint64_t length = std::min(model.size() - offset, (1 + below(4)) * unit);
+        const auto fill = static_cast<uint8_t>(1 + below(255));
+        switch (below(8)) {
+            case 0:
+                return discard(offset, length);
+            case 1:
+                return write_zeroes(offset, length);
+            case 2:
+                return flush_and_perhaps_die();
+            case 3:
+                return below(4) == 0 ? reopen() : image->timer_expired(FVD_TIMER_COMMIT);
+            default:
+                break;
+        }
+        const uint32_t flags = below(8) == 0 ? uint32_t{FVD_REQ_FUA} : 0;
+        ASSERT_TRUE(write(offset, length, fill, flags).ok());
+        std::fill_n(&model[offset], length, std::byte{fill});
+    }
+
+    std::mt19937 random{static_cast<unsigned>(GetParam())};
+    std::vector<std::byte> model;
+};
 
 TEST_P(CompactRandom, IsADisk) {
-    std::mt19937 random(static_cast<unsigned>(GetParam()));
-    const auto below = [&](uint64_t n) { return random() % n; };
-    const uint64_t disk = kDisk - 512 * below(20);
+    model.resize(kDisk - 512 * below(20));
     host.separate_data = below(2) != 0;
     if (below(3) != 0) {
         give_base(512 * (1 + below(kDisk / 512)));
     }
-    create(kChunk * (1 + below(3)), disk);
-    std::vector<std::byte> model(disk);
-    for (uint64_t i = 0; i < std::min<uint64_t>(disk, host.files[FVD_FILE_BASE].size()); i++) {
-        model[i] = host.files[FVD_FILE_BASE][i];
-    }
+    const auto& base = host.files[FVD_FILE_BASE];
+    std::copy_n(base.begin(), std::min(model.size(), base.size()), model.begin());
+    create(kChunk * (1 + below(3)), model.size());
     open();
-    for (int step = 0; step < 400; step++) {
-        const uint64_t unit = below(2) != 0 ? 512 : kChunk;
-        const uint64_t offset = below(disk / unit) * unit;
-        const uint64_t length = std::min(disk - offset, (1 + below(4)) * unit);
-        const auto fill = static_cast<uint8_t>(1 + below(255));
-        switch (below(8)) {
-            case 0:
-                ASSERT_TRUE(image->discard(offset, length).ok());
-                /* Whole chunks are zeros; of the rest only this image knows. */
-                {
-                    const auto now = read(offset, length);
-                    for (uint64_t i = 0; i < length; i++) {
-                        ASSERT_TRUE(now[i] == std::byte{0} || now[i] == model[offset + i]);
-                        model[offset + i] = now[i];
-                    }
-                }
-                break;
-            case 1: {
-                const uint32_t flags = below(2) != 0 ? uint32_t{FVD_REQ_MAY_UNMAP} : 0;
-                Status status = image->write_zeroes(offset, length, flags);
-                if (status.value() == -ENOTSUP) {
-                    status = write(offset, length, 0);
-                }
-                ASSERT_TRUE(status.ok());
-                std::fill_n(&model[offset], length, std::byte{0});
-                break;
-            }
-            case 2:
-                ASSERT_TRUE(image->flush().ok());
-                if (below(3) == 0) {
-                    kill();
-                    open();
-                }
-                break;
-            case 3:
-                if (below(4) == 0) {
-                    reopen();
-                } else {
-                    image->timer_expired(FVD_TIMER_COMMIT);
-                }
-                break;
-            default:
-                ASSERT_TRUE(
-                    write(offset, length, fill, below(8) == 0 ? uint32_t{FVD_REQ_FUA} : 0).ok());
-                std::fill_n(&model[offset], length, std::byte{fill});
-        }
-        if (step % 16 == 0) {
-            ASSERT_EQ(read(0, disk), model) << "after step " << step;
+    for (int i = 0; i < 400; i++) {
+        step();
+        if (i % 16 == 0) {
+            ASSERT_EQ(read(0, model.size()), model) << "after step " << i;
         }
     }
-    ASSERT_EQ(read(0, disk), model);
-    const Header h = header();
-    const uint64_t most = h.data_offset + div_ceil(disk, kChunk) * kChunk;
+    ASSERT_EQ(read(0, model.size()), model);
+    const uint64_t most = header().data_offset + div_ceil(model.size(), kChunk) * kChunk;
     EXPECT_LE(host.bytes(FVD_FILE_DATA).size(), most);
     close();
     open(StartMode::read_only);
-    ASSERT_EQ(read(0, disk), model);
+    ASSERT_EQ(read(0, model.size()), model);
     image.reset();
     EXPECT_EQ(host.live, 0);
 }
