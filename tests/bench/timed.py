@@ -2,12 +2,13 @@
 """What formats cost in time. The machine may be busy: only ratios of neighbouring runs are judged."""
 
 import dataclasses
+import json
 import shutil
 import statistics
 
 import contenders
 import loads
-from contenders import KIB, MIB, QCOW2, RAW, SCRATCH
+from contenders import GIB, KIB, MIB, QCOW2, RAW, SCRATCH
 from report import Table, interleaved, ratio, spread
 
 IMAGE, BASE = SCRATCH / "image", SCRATCH / "base"
@@ -58,25 +59,65 @@ def cpu_table(plan, compared, images, count, aio, cache, full_rounds):
 
 # ------------------------------------------------------------------ random first writes over a base
 
-DISK, DEPTH, FLUSH = 256 * MIB, 8, 32
+# So large that few writes share a cluster of qcow2's: that is what a day's first writes to a disk meet.
+DISK, DEPTH, FLUSH = 2 * GIB, 8, 32
+FULL_FVD = "preallocation=full"
 
 
 def over_base(plan):
     contenders.make_base(BASE, DISK)
-    full = SCRATCH / "full"
-    shutil.copyfile(BASE, full)
-    contenders.settle(RAW_FULL, full)
-    tables = [random_writes(plan, full), spread_writes(plan, full)]
-    full.unlink()
+    kept = [Kept(RAW_FULL), *(Kept(dataclasses.replace(c, name=f"{c.name} full", options=FULL_FVD,
+                                                       note="with room for all of the disk, written before"))
+                              for c in plan.fvd)]
+    shutil.copyfile(BASE, kept[0].path)
+    contenders.settle(RAW_FULL, kept[0].path)
+    for image in kept[1:]:
+        image.create()
+    tables = [random_writes(plan, kept), spread_writes(plan, kept)]
+    for image in kept:
+        contenders.remove(image.contender, image.path)
     BASE.unlink()
     return tables
 
 
-def fresh_images(write, full):
-    """A measure that gives everyone a fresh image; the whole copy of the base is never fresh."""
+class Kept:
+    """An image for which the disk has room everywhere, as a raw disk has that is a copy of its base: the file
+    system allocates nothing while it is measured. Made once; what FVD notes is taken back before each round."""
+
+    def __init__(self, contender):
+        self.contender = contender
+        self.path = SCRATCH / f"kept-{contender.name.replace(' ', '-')}"
+        self.metadata = b""
+
+    def create(self):
+        contenders.create(self.contender, self.path, DISK, BASE)
+        metadata = self.path.stat().st_size if self.contender.separate_data else data_offset(self.path)
+        with open(self.path, "rb") as file:
+            self.metadata = file.read(metadata)
+
+    def refresh(self):
+        with open(self.path, "r+b") as file:
+            file.write(self.metadata)
+        contenders.settle(self.contender, self.path)
+        return self.path
+
+
+def data_offset(path):
+    said = json.loads(loads.run([contenders.program("qemu-img"), "info", "-f", "fvd", "--output=json", str(path)]))
+    return said["format-specific"]["data"]["data-offset"]
+
+
+def everyone(plan, kept):
+    return [RAW, *(image.contender for image in kept), *(c for c in plan.all if c != RAW)]
+
+
+def fresh_images(write, kept):
+    """A measure that gives everyone an image into which nothing was written yet."""
+    images = {image.contender.name: image for image in kept}
+
     def measure(contender, turn):
-        if contender == RAW_FULL:
-            return write(contender, full, turn)
+        if contender.name in images:
+            return write(contender, images[contender.name].refresh(), turn)
         image = contenders.create(contender, IMAGE, DISK, BASE)
         found = write(contender, image, turn)
         contenders.remove(contender, image)
@@ -84,46 +125,43 @@ def fresh_images(write, full):
     return measure
 
 
-def with_full_copy(plan):
-    return [plan.all[0], RAW_FULL, *plan.all[1:]]
-
-
-def spread_writes(plan, full):
+def spread_writes(plan, kept):
     """In one process, without a client that costs time of its own, but each flush waits until no write is in
     flight. qemu-img bench knows no random places; steps of the golden ratio of the disk come to each block once,
     and never near the last ones."""
     count = 1024 if plan.quick else 4096
     step = (int(DISK // (4 * KIB) * 0.6180339887) | 1) * 4 * KIB
-    compared = with_full_copy(plan)
-    seconds = interleaved(compared, plan.turns(1, 3), fresh_images(
+    compared = everyone(plan, kept)
+    seconds = interleaved(compared, plan.turns(1, 5), fresh_images(
         lambda contender, image, _: loads.bench_seconds(loads.bench(
-            contender, image, count, write=True, step=step, depth=DEPTH, flush=FLUSH, cache="none")), full))
+            contender, image, count, write=True, step=step, depth=DEPTH, flush=FLUSH, cache="none")), kept))
     table = Table(
         f"Scattered first writes over a base, {DEPTH} in flight, flush each {FLUSH}, cache=none",
         f"`qemu-img bench -w -s 4096 -S {step} -d {DEPTH} --flush-interval={FLUSH} -t none`, {count} writes all over "
-        "the disk, fresh images. *raw* is a sparse file without base, *raw full* a whole copy of the base.",
-        ["", *(c.name for c in compared)])
+        f"the disk of {DISK // GIB} GiB; no write is in flight while a flush is.", ["", *(c.name for c in compared)])
     add_speed_rows(table, compared, seconds, count)
     return table.end()
 
 
-def random_writes(plan, full):
+def random_writes(plan, kept):
     """As a guest does it: places at random, and a flush is sent while writes are in flight."""
     count = 1024 if plan.quick else 4096
-    compared = with_full_copy(plan)
-    results = interleaved(compared, plan.turns(3, 7), fresh_images(
+    compared = everyone(plan, kept)
+    results = interleaved(compared, plan.turns(3, 9), fresh_images(
         lambda contender, image, turn: loads.fio_over_nbd(
-            contender, image, count=count, depth=DEPTH, flush=FLUSH, cache="none", seed=turn + 1), full))
+            contender, image, count=count, depth=DEPTH, flush=FLUSH, cache="none", seed=turn + 1), kept))
     table = Table(
-        f"Random first writes over a base through NBD, {DEPTH} in flight, flush each {FLUSH}, cache=none",
+        f"Random first writes over a base, {DEPTH} in flight, flush each {FLUSH}, cache=none",
         f"fio (`--ioengine=nbd --rw=randwrite --bs=4k --iodepth={DEPTH} --fsync={FLUSH}`) and qemu-nbd, {count} "
-        "writes, no place twice, fresh images.", ["", *(c.name for c in compared)])
+        f"writes all over the disk of {DISK // GIB} GiB, no place twice.", ["", *(c.name for c in compared)])
     seconds = {name: [duration for duration, _ in found] for name, found in results.items()}
     add_speed_rows(table, compared, seconds, count)
     written = {name: statistics.median(number for _, number in found) for name, found in results.items()}
     table.add("bytes to disk / guest's", [f"{written[c.name] / (count * 4 * KIB):.2f}" for c in compared])
     for contender in plan.fvd:
-        table.at_least(f"{contender.name}: speed / qcow2's", ratio(seconds, QCOW2.name, contender.name), 3.49)
+        full = f"{contender.name} full"
+        table.at_least(f"{full}: speed / qcow2's", ratio(seconds, QCOW2.name, full), 3.49)
+        table.at_most(f"{full}: time / raw full's", ratio(seconds, full, RAW_FULL.name), 1.15)
         table.at_most(f"{contender.name}: time / raw's", ratio(seconds, contender.name, RAW.name), 1.15)
     return table.end()
 
@@ -131,8 +169,9 @@ def random_writes(plan, full):
 def add_speed_rows(table, compared, seconds, count):
     table.samples["seconds"] = seconds
     table.add("writes a second", [f"{count / statistics.median(seconds[c.name]):.0f}" for c in compared])
-    table.add("time / raw's", [f"{ratio(seconds, c.name, RAW.name):.2f}" for c in compared])
-    table.add("middle half", [spread(seconds, c.name, RAW.name) for c in compared])
+    for other in (RAW, RAW_FULL):
+        table.add(f"time / {other.name}'s", [f"{ratio(seconds, c.name, other.name):.2f}" for c in compared])
+        table.add("middle half", [spread(seconds, c.name, other.name) for c in compared])
     table.add("speed / qcow2's", [f"{ratio(seconds, QCOW2.name, c.name):.2f}" for c in compared])
 
 

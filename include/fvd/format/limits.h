@@ -40,7 +40,7 @@ inline constexpr uint64_t kMaxTableSize = kGiB;
 
 /* The ring must hold a few groups; recovery reads all of it once. */
 inline constexpr uint64_t kMinJournalUnits = 64;
-inline constexpr uint64_t kMinDefaultJournalSize = kMiB;
+inline constexpr uint64_t kMinDefaultJournalSize = 4 * kMiB;
 inline constexpr uint64_t kMaxDefaultJournalSize = 16 * kMiB;
 inline constexpr uint64_t kMaxJournalSize = kGiB;
 

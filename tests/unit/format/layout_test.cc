@@ -54,11 +54,10 @@ TEST(DefaultBlockSize, KeepsTheBitmapWithinFourMiB) {
 
 TEST(DefaultJournalSize, FourTimesTheBitmapWithinBounds) {
     const std::pair<uint64_t, uint64_t> cases[] = {
-        {0, kMiB},
-        {4096, kMiB},
-        {256 * kKiB, kMiB},
-        {256 * kKiB + 4096, kMiB + 16 * kKiB},
+        {0, 4 * kMiB},
+        {4096, 4 * kMiB},
         {kMiB, 4 * kMiB},
+        {kMiB + 4096, 4 * kMiB + 16 * kKiB},
         {4 * kMiB, 16 * kMiB},
         {4 * kMiB + 4096, 16 * kMiB},
         {256 * kMiB, 16 * kMiB},
@@ -85,9 +84,9 @@ TEST(PlanLayout, OverABase) {
     EXPECT_EQ(h.table_offset, 0u);
     EXPECT_EQ(h.table_size, 0u);
     EXPECT_EQ(h.journal_offset, 40 * kKiB);
-    EXPECT_EQ(h.journal_size, kMiB);
+    EXPECT_EQ(h.journal_size, 4 * kMiB);
     EXPECT_EQ(h.journal_unit, 4096u);
-    EXPECT_EQ(h.data_offset, 2 * kMiB);
+    EXPECT_EQ(h.data_offset, 5 * kMiB);
     EXPECT_TRUE(h.clean_shutdown);
 }
 
@@ -111,7 +110,7 @@ TEST(PlanLayout, ABlockSizeWithoutBaseMakesRoomForABaseToCome) {
     EXPECT_EQ(h.base_size, kGiB);
     EXPECT_EQ(h.block_size, 65536u);
     EXPECT_EQ(h.block_count(), 16384u);
-    EXPECT_EQ(h.journal_size, kMiB);
+    EXPECT_EQ(h.journal_size, 4 * kMiB);
 }
 
 TEST(PlanLayout, ADataFileStartsWithTheGuestsFirstByte) {
@@ -170,13 +169,13 @@ TEST(PlanLayout, Compact) {
     EXPECT_EQ(h.chunk_count(), 10240u);
     EXPECT_EQ(h.slot_count(), 10240u);
     EXPECT_EQ(h.journal_offset, 48 * kKiB);
-    EXPECT_EQ(h.journal_size, kMiB);
-    EXPECT_EQ(h.data_offset, 2 * kMiB);
+    EXPECT_EQ(h.journal_size, 4 * kMiB);
+    EXPECT_EQ(h.data_offset, 5 * kMiB);
 }
 
 TEST(PlanLayout, CompactOverABase) {
     LayoutRequest request;
-    request.virtual_size = 10 * kGiB;
+    request.virtual_size = 20 * kGiB;
     request.has_base = true;
     request.base_size = kGiB;
     request.compact = true;
@@ -187,10 +186,10 @@ TEST(PlanLayout, CompactOverABase) {
     EXPECT_EQ(h.bitmap_offset, 8192u);
     EXPECT_EQ(h.bitmap_size, 32 * kKiB);
     EXPECT_EQ(h.table_offset, 40 * kKiB);
-    EXPECT_EQ(h.table_size, 640 * kKiB);
-    EXPECT_EQ(h.journal_offset, 680 * kKiB);
-    EXPECT_EQ(h.journal_size, 4 * 672 * kKiB) << "four times bitmap and table";
-    EXPECT_EQ(h.data_offset, 4 * kMiB);
+    EXPECT_EQ(h.table_size, 1280 * kKiB);
+    EXPECT_EQ(h.journal_offset, 1320 * kKiB);
+    EXPECT_EQ(h.journal_size, 4 * 1312 * kKiB) << "four times bitmap and table";
+    EXPECT_EQ(h.data_offset, 7 * kMiB);
     EXPECT_EQ(h.storage_grow_unit, kMiB);
 }
 
@@ -202,7 +201,7 @@ TEST(PlanLayout, ACompactDiskOfNoBytesIsCompact) {
     EXPECT_EQ(h.table_size, 4096u);
     EXPECT_EQ(h.chunk_count(), 0u);
     EXPECT_TRUE(decode_header(Block(h).bytes()).ok());
-    EXPECT_TRUE(check_layout(h, 2 * kMiB).ok());
+    EXPECT_TRUE(check_layout(h, 5 * kMiB).ok());
 }
 
 TEST(PlanLayout, DefaultBlocksGiveWayToAChunkSize) {

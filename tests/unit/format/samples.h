@@ -29,11 +29,12 @@ inline ImageId sample_id() {
     return id;
 }
 
-/** A disk of 1 GiB over a base of the same size, everything at its default. */
+/** A disk of 1 GiB over a base of the same size; all defaults but for a journal of 1 MiB. */
 inline Header sample_header() {
     LayoutRequest request;
     request.virtual_size = uint64_t{1} << 30;
     request.has_base = true;
+    request.journal_size = uint64_t{1} << 20;
     Header header = plan_layout(request).value();
     set_text(header.base_img, "base.raw");
     set_text(header.base_img_fmt, "raw");

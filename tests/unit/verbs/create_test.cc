@@ -43,6 +43,7 @@ fvd_create_options compact(uint64_t size) {
     options.compact_image = true;
     options.chunk_size = 64 * 1024;
     options.storage_grow_unit = 128 * 1024;
+    options.journal_size = kMiB;
     return options;
 }
 

@@ -64,6 +64,7 @@ fvd_create_options compact(uint64_t size) {
     fvd_create_options options = disk(size);
     options.compact_image = true;
     options.storage_grow_unit = 4 * kMiB;
+    options.journal_size = kMiB;
     return options;
 }
 
