@@ -1,0 +1,836 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "fvd/engine/prefetch_pace.h"
+
+#include <algorithm>
+
+#include "fvd/base/assert.h"
+
+namespace fvd {
+
+namespace {
+
+constexpr double kMs = static_cast<double>(kPaceMs);
+constexpr double kKiB = 1024;
+
+/* A queue counts as one when it makes requests this much longer: a fifth, and what machines lose
+ * to scheduling. */
+constexpr double kQueueShare = 0.2;
+constexpr double kQueueNs = 1.0 * kMs;
+/* After a queue the window is what the pipe holds, and a little for requests that do not fit. */
+constexpr double kDrain = 1.15;
+constexpr double kLeastCut = 0.5;
+constexpr double kSureContent = 0.9;
+/* The window at the start: this, and as if the base gave so many bytes a nanosecond (8 MB/s). */
+constexpr double kFirstWindow = 64 * kKiB;
+constexpr double kFirstRate = 0.008;
+constexpr double kFirstLatency = 200 * kMs;
+/* Each byte that comes back at the start makes room for three more: four times as many a round. */
+constexpr double kStartGrowth = 3;
+/* A start that brings less than this is over after three rounds. */
+constexpr double kStartGain = 1.25;
+constexpr uint32_t kFlatRounds = 3;
+
+/* Growth per round is as if rounds were no longer than this. */
+constexpr double kStepLatency = 25 * kMs;
+constexpr double kStep = 8 * kKiB;
+constexpr double kMostSteps = 4;
+
+/* Requests are an eighth of the window: enough to keep the pipe full, few enough for NBD. */
+constexpr double kRequestsInWindow = 8;
+constexpr double kLeastRequest = 16 * kKiB;
+
+/* A round is judged by the best of so many scouts, so that jitter does not look like a queue. */
+constexpr uint32_t kScoutsInRound = 3;
+constexpr uint64_t kScoutEvery = 3;
+constexpr uint64_t kDearScoutEvery = 32;
+constexpr double kLongRound = 1.5; /* latencies */
+constexpr PaceTime kLeastRound = 4 * kPaceMs;
+/* One after the other, so that they do not wait for each other. */
+constexpr uint32_t kAskScouts = 4;
+constexpr uint32_t kFarAskScouts = 3;
+constexpr double kFarLatency = 25 * kMs;
+constexpr PaceTime kAskSpan = 10 * kPaceSecond;
+constexpr PaceTime kLongestAskSpan = 20 * kPaceSecond;
+constexpr double kAskLatencies = 100;
+/* Newcomers ask sooner. */
+constexpr uint32_t kEarlyAsks = 3;
+constexpr PaceTime kEarlyAskSpan = 2 * kPaceSecond;
+constexpr double kEarlyAskLatencies = 50;
+
+/* Beside the guest. */
+constexpr double kFirstShare = 0.9;
+constexpr double kLeastShare = 1.0 / 32;
+constexpr double kMostShare = 0.95;
+constexpr double kShareCut = 0.8;
+constexpr double kShareStep = 0.03;
+constexpr double kQueueShareStep = 0.01;
+constexpr double kSmallPart = 1.0 / 16; /* of what the pipe holds: a request that may be met */
+constexpr double kLargePart = 1.0 / 4;  /* the same for one that hides behind a guest's read */
+constexpr double kTolerance = 1.0 / 20; /* of the latency: how late the queue may be empty */
+constexpr PaceTime kLongestQueue = kPaceSecond;
+constexpr double kLead = 3;
+constexpr double kGuestQueueShare = 1.0 / 8;
+constexpr double kGuestQueueNs = 0.2 * kMs;
+constexpr PaceTime kDepthSpan = 2 * kPaceSecond;
+constexpr PaceTime kThinkSlack = 50'000;
+constexpr PaceTime kLongestIdle = 600 * kPaceMs;
+constexpr uint64_t kReadsBetweenGaps = 40;
+constexpr PaceTime kGapTime = 100 * kPaceMs;
+constexpr double kSamplesToCut = 16;
+constexpr double kSamplesToRaise = 64;
+constexpr double kSamplesAlone = 8;
+
+constexpr PaceTime kRatePeriod = 500 * kPaceMs;
+
+PaceTime ms_time(int64_t ms) {
+    return static_cast<PaceTime>(ms) * kPaceMs;
+}
+
+PaceTime whole(double ns) {
+    return ns <= 0 ? 0 : static_cast<PaceTime>(std::min(ns, 4e18));
+}
+
+double ns(PaceTime time) {
+    return static_cast<double>(time);
+}
+
+double square_root(double v) {
+    double root = std::max(v, 1.0);
+    for (int i = 0; i < 40; i++) {
+        root = (root + v / root) / 2;
+    }
+    return root;
+}
+
+/* An average of about the last eight. */
+void smooth(double* average, double value) {
+    *average = *average == 0 ? value : *average + (value - *average) / 8;
+}
+
+}  // namespace
+
+const char* pace_reason_name(PaceReason reason) {
+    static constexpr const char* kNames[] = {
+        "none",        "finished",      "off",     "paused",     "start-delay",  "base-error",
+        "store-error", "below-minimum", "storing", "rate-limit", "guest-active", "pipe-full",
+    };
+    static_assert(std::size(kNames) == static_cast<size_t>(PaceReason::count));
+    return kNames[static_cast<size_t>(reason)];
+}
+
+PrefetchPace::PrefetchPace(const PaceParameters& parameters, uint64_t granule, uint64_t seed,
+                           PaceTime now)
+    : granule_(static_cast<double>(granule)),
+      random_(seed),
+      created_(now),
+      now_(now),
+      queue_share_(kFirstShare),
+      guest_share_(kFirstShare),
+      reason_since_(now),
+      rate_mark_(now) {
+    FVD_ASSERT(granule != 0);
+    set_parameters(parameters, now);
+    window_ = std::max(kFirstWindow, 2 * granule_);
+    begin_round(now);
+}
+
+/* ------------------------------------------------------------------------------ what users say */
+
+void PrefetchPace::set_parameters(const PaceParameters& parameters, PaceTime at) {
+    (void)advance(at);
+    parameters_ = resolved(parameters);
+    const double least_burst = granule_;
+    read_limit_.set(rate_of_kib(parameters_.max_read_throughput), least_burst);
+    write_rate_ = rate_of_kib(parameters_.max_write_throughput);
+    const PaceTime shortest = ms_time(parameters_.retry_min_time);
+    const PaceTime longest = ms_time(parameters_.retry_max_time);
+    base_backoff_.set(now_, shortest, longest);
+    store_backoff_.set(now_, shortest, longest);
+    read_guard_.set(rate_of_kib(parameters_.min_read_throughput),
+                    ms_time(parameters_.read_measure_time));
+    write_guard_.set(rate_of_kib(parameters_.min_write_throughput),
+                     ms_time(parameters_.write_measure_time));
+    guard_until_ = 0;
+    window_ = std::min(window_, static_cast<double>(parameters_.max_in_flight));
+    stop_measuring();
+}
+
+void PrefetchPace::pause(PaceTime now) {
+    (void)advance(now);
+    user_paused_ = true;
+}
+
+/** Whoever resumes does not want to wait for what was decided before. */
+void PrefetchPace::resume(PaceTime now) {
+    (void)advance(now);
+    user_paused_ = false;
+    guard_until_ = 0;
+}
+
+void PrefetchPace::finish(PaceTime now) {
+    (void)advance(now);
+    finished_ = true;
+}
+
+/* ------------------------------------------------------------------------------ deciding */
+
+PaceDecision PrefetchPace::hold(PaceReason reason, PaceTime until) {
+    return {reason, 0, until};
+}
+
+PaceDecision PrefetchPace::decide(PaceTime at) {
+    const PaceTime now = advance(at);
+    PaceDecision decision;
+    if (!blocked(now, &decision)) {
+        decision = judge(now);
+    }
+    account(decision.reason);
+    return decision;
+}
+
+/** Reasons that have nothing to do with how full the pipe is. */
+bool PrefetchPace::blocked(PaceTime now, PaceDecision* decision) {
+    const PaceTime start = parameters_.start_delay < 0
+                               ? kPaceNever
+                               : pace_after(created_, ms_time(1000 * parameters_.start_delay));
+    const struct {
+        PaceReason reason;
+        bool holds;
+        PaceTime until;
+    } reasons[] = {
+        {PaceReason::finished, finished_, kPaceNever},
+        {PaceReason::off, parameters_.start_delay < 0, kPaceNever},
+        {PaceReason::paused, user_paused_, kPaceNever},
+        {PaceReason::start_delay, now < start, start},
+        {PaceReason::base_error, now < base_backoff_.until(), base_backoff_.until()},
+        {PaceReason::store_error, now < store_backoff_.until(), store_backoff_.until()},
+        {PaceReason::below_minimum, now < guard_until_, guard_until_},
+    };
+    for (const auto& reason : reasons) {
+        if (reason.holds) {
+            *decision = hold(reason.reason, reason.until);
+            return true;
+        }
+    }
+    return false;
+}
+
+PaceDecision PrefetchPace::judge(PaceTime now) {
+    const uint64_t under_way = in_flight_ + storing_;
+    /* After an error a single small request asks whether things are well again. */
+    if (base_backoff_.active() || store_backoff_.active()) {
+        const PaceReason reason =
+            base_backoff_.active() ? PaceReason::base_error : PaceReason::store_error;
+        return under_way == 0 ? limited(now, granule_) : hold(reason, kPaceNever);
+    }
+    if (storing_ != 0 && storing_ >= static_cast<uint64_t>(parameters_.max_in_flight) / 2) {
+        return hold(PaceReason::storing, kPaceNever);
+    }
+    if (in_flight_count_ >= static_cast<uint64_t>(parameters_.slots)) {
+        round_.window_was_limit = true;
+        return hold(guest_active_ ? PaceReason::guest_active : PaceReason::pipe_full, kPaceNever);
+    }
+    PaceDecision asking;
+    if (ask_latency(now, &asking)) {
+        return asking;
+    }
+    return guest_active_ ? beside_guest(now) : fill(now);
+}
+
+/** A request of @p bytes, as far as memory and the user's limit allow. */
+PaceDecision PrefetchPace::limited(PaceTime now, double bytes) {
+    const double room =
+        static_cast<double>(parameters_.max_in_flight) - static_cast<double>(in_flight_ + storing_);
+    if (room < granule_ && in_flight_ + storing_ != 0) {
+        return hold(storing_ != 0 ? PaceReason::storing : PaceReason::pipe_full, kPaceNever);
+    }
+    const double allowed = whole_granules(std::min({bytes, room, read_limit_.burst()}));
+    const PaceTime ready = read_limit_.ready_at(now, allowed);
+    if (ready > now) {
+        return hold(PaceReason::rate_limit, ready);
+    }
+    return {PaceReason::none, whole(allowed), now};
+}
+
+/*
+ * Whoever comes to a link that others fill takes their queue for the base's latency. So everyone
+ * stops now and then, until nothing of his own is in flight, and looks. The others see a shorter
+ * queue meanwhile; for whom that is news, the time until he looks himself begins anew. So those who
+ * share a link come to look at the same time, and then see the base as it is.
+ */
+bool PrefetchPace::ask_latency(PaceTime now, PaceDecision* decision) {
+    ask_.open = ask_.open || (!starting_ && !guest_active_ && time_to_ask(now));
+    if (!ask_.open) {
+        return false;
+    }
+    *decision = in_flight_ == 0 ? limited(now, granule_) : hold(PaceReason::pipe_full, kPaceNever);
+    return true;
+}
+
+void PrefetchPace::note_answer(PaceTime now, double took) {
+    ask_.least = ask_.answers == 0 ? took : std::min(ask_.least, took);
+    ask_.sum += took;
+    ask_.answers++;
+    const uint32_t wanted = ask_.least > kFarLatency ? kFarAskScouts : kAskScouts;
+    if (ask_.answers < wanted) {
+        return;
+    }
+    const bool first = !latency_.known();
+    (void)latency_.note(now, ask_.least, true);
+    latency_.note_spread(ask_.least, ask_.sum / wanted, wanted);
+    ask_.ended = now;
+    drop_question();
+    if (first) {
+        window_ = first_window();
+    }
+    begin_round(now);
+}
+
+void PrefetchPace::drop_question() {
+    ask_ = {.open = !latency_.known(), .number = ask_.number + 1, .ended = ask_.ended};
+}
+
+bool PrefetchPace::time_to_ask(PaceTime now) const {
+    const bool new_here = ask_.number <= kEarlyAsks;
+    const PaceTime span =
+        new_here ? std::clamp(whole(kEarlyAskLatencies * latency()), kEarlyAskSpan, kAskSpan)
+                 : std::clamp(whole(kAskLatencies * latency()), kAskSpan, kLongestAskSpan);
+    return now - std::min(now, ask_.ended) > span;
+}
+
+PaceDecision PrefetchPace::fill(PaceTime now) {
+    const double usual = request_size();
+    const bool dear = scouts_are_dear();
+    const uint64_t scouts = dear ? 1 : starting_ ? UINT64_MAX : kScoutsInRound;
+    const bool scout =
+        scouts_in_flight_ < scouts && since_scout_ + 1 >= (dear ? kDearScoutEvery : kScoutEvery);
+    const double size = scout ? granule_ : usual;
+    if (in_flight_ != 0 && static_cast<double>(in_flight_) + size > window_) {
+        round_.window_was_limit = true;
+        return hold(PaceReason::pipe_full, kPaceNever);
+    }
+    return limited(now, size);
+}
+
+/*
+ * The model: whatever was issued at the bottleneck's rate and is not served yet is a queue that the
+ * guest's next read would meet, so the queue has to be empty when that read can come. A guest whose
+ * reads are all in flight issues the next one when the oldest of them ends, and until then the pipe
+ * is ours; else it may come at any time, and the queue is at most one small request.
+ */
+PaceDecision PrefetchPace::beside_guest(PaceTime now) {
+    PaceTime until = 0;
+    if (quiet_gap(now)) {
+        return hold(PaceReason::guest_active, gap_until_);
+    }
+    if (think_pause(now, &until)) {
+        return hold(PaceReason::guest_active, until);
+    }
+    if (may_overtake(now, &until)) {
+        return hold(PaceReason::guest_active, until);
+    }
+    const double rate = shared_rate();
+    const double pipe = rate * latency();
+    const size_t slots = free_slots();
+    const double part = std::max(kSmallPart, 1.25 / static_cast<double>(slots));
+    const double least = whole_granules(pipe * part);
+    if (in_flight_count_ >= slots || static_cast<double>(in_flight_) > 1.25 * pipe + 4 * least) {
+        return hold(PaceReason::guest_active, kPaceNever);
+    }
+    const PaceTime next = next_guest_read(now);
+    const PaceTime free = std::max(busy_until_, now);
+    const double room = (ns(next) + latency() * kTolerance - ns(free)) * rate;
+    if (room < least && (free > now || next > now)) {
+        return hold(PaceReason::guest_active, std::max({busy_until_, next, now + 1}));
+    }
+    const bool scout = scouts_in_flight_ == 0 && since_scout_ + 1 >= kScoutEvery;
+    const double most = std::max(least, whole_granules(pipe * kLargePart));
+    return limited(now, scout ? granule_ : std::clamp(whole_granules(room), least, most));
+}
+
+void PrefetchPace::account(PaceReason reason) {
+    if (reason != PaceReason::none && reason != PaceReason::pipe_full) {
+        stop_measuring();
+    }
+    if (reason == reason_) {
+        return;
+    }
+    report_.held[static_cast<size_t>(reason_)] += now_ - reason_since_;
+    report_.holds[static_cast<size_t>(reason)]++;
+    reason_ = reason;
+    reason_since_ = now_;
+}
+
+/* ------------------------------------------------------------------------------ the base */
+
+PaceTicket PrefetchPace::issued(PaceTime at, uint64_t bytes) {
+    const PaceTime now = advance(at);
+    FVD_ASSERT(bytes != 0);
+    const auto size = static_cast<double>(bytes);
+    const bool scout = size <= granule_;
+    const double queued = guest_active_ ? backlog(now) : 0;
+    const PaceTicket ticket{
+        now, bytes, queued, window_, scout, ask_.open && scout ? ask_.number : 0, phase_};
+    since_scout_ = scout ? 0 : since_scout_ + 1;
+    scouts_in_flight_ += scout ? 1 : 0;
+    issued_count_++;
+    in_flight_count_++;
+    in_flight_ += bytes;
+    read_limit_.take(now, size);
+    load(now, size, shared_rate());
+    return ticket;
+}
+
+void PrefetchPace::fetched(PaceTime at, const PaceTicket& ticket, bool ok) {
+    const PaceTime now = advance(at);
+    FVD_ASSERT(in_flight_ >= ticket.bytes && in_flight_count_ != 0);
+    in_flight_ -= ticket.bytes;
+    in_flight_count_--;
+    scouts_in_flight_ -= ticket.scout ? 1 : 0;
+    if (!ok) {
+        report_.base_errors++;
+        base_backoff_.failed(now, ticket.issued, random_);
+        drop_question();
+        window_ = first_window();
+        starting_ = true;
+        stop_measuring();
+        begin_round(now);
+        return;
+    }
+    base_backoff_.succeeded(ticket.issued);
+    const auto size = static_cast<double>(ticket.bytes);
+    if (storing_ == 0) {
+        write_mark_ = now;
+    }
+    storing_ += ticket.bytes;
+    delivered_ += size;
+    rate_bytes_ += size;
+    report_.fetched += ticket.bytes;
+    if (ticket.phase == phase_ && starting_ && !guest_active_ && round_.window_was_limit) {
+        window_ =
+            std::min(window_ + kStartGrowth * size, static_cast<double>(parameters_.max_in_flight));
+    }
+    if (ticket.scout) {
+        note_scout(now, ticket);
+    }
+    measure_read(now, ticket.bytes);
+}
+
+void PrefetchPace::note_scout(PaceTime now, const PaceTicket& ticket) {
+    const double took = ns(now - ticket.issued);
+    if (ticket.ask != 0) {
+        if (ask_.open && ticket.ask == ask_.number) {
+            note_answer(now, took);
+        }
+        return;
+    }
+    if (latency_.known() && latency_.note(now, took, false)) {
+        ask_.ended = now;
+    }
+    if (ticket.phase != phase_ || ticket.issued < round_.begin) {
+        return;
+    }
+    /* What waited behind the guest, as the model knew, was not delayed by us. */
+    const double delay = std::max(0.0, took - ticket.queued - latency());
+    round_.least_delay = round_.scouts == 0 ? delay : std::min(round_.least_delay, delay);
+    round_.scouts++;
+    if (starting_ && !guest_active_ && delay > queue_limit()) {
+        end_start(ticket.window, delay);
+    }
+    const PaceTime took_so_far = now - round_.begin;
+    const uint32_t enough = scouts_are_dear() ? 1 : kScoutsInRound;
+    const bool late = ns(took_so_far) > kLongRound * latency();
+    if (took_so_far >= kLeastRound && (round_.scouts >= enough || late)) {
+        end_round(now);
+    }
+}
+
+void PrefetchPace::begin_round(PaceTime now) {
+    round_ = {.begin = now, .delivered = delivered_};
+}
+
+void PrefetchPace::end_round(PaceTime now) {
+    const double rate = (delivered_ - round_.delivered) / std::max(1.0, ns(now - round_.begin));
+    if (guest_active_) {
+        adjust_share(rate, round_.least_delay);
+    } else {
+        adjust_window(rate, round_.least_delay);
+    }
+    begin_round(now);
+}
+
+/* A request that was issued under @p window met a queue: so much of it the pipe holds. Meanwhile
+ * the window has grown on. */
+void PrefetchPace::end_start(double window, double delay) {
+    window_ = std::max(granule_, window * kDrain * latency() / (latency() + delay));
+    starting_ = false;
+    guessing_ = false;
+    begin_round(now_);
+}
+
+void PrefetchPace::adjust_window(double rate, double delay) {
+    const bool queue = delay > queue_limit();
+    note_rate(rate, round_.window_was_limit || queue);
+    guessing_ = false;
+    const double most = static_cast<double>(parameters_.max_in_flight);
+    if (queue) {
+        const double cut = std::max(kLeastCut, kDrain * latency() / (latency() + delay));
+        window_ = std::max(window_ * cut, std::min(window_, pipe_content()));
+        starting_ = false;
+        clear_rounds_ = 0;
+    } else if (round_.window_was_limit && starting_) {
+        flat_rounds_ = rate < kStartGain * last_rate_ ? flat_rounds_ + 1 : 0;
+        starting_ = flat_rounds_ < kFlatRounds;
+        last_rate_ = rate;
+    } else if (round_.window_was_limit) {
+        /* Steps do not grow with the window, so that several machines come to equal shares, but
+         * they do with the time for which all was clear; and where rounds are long, each makes up
+         * for several. Windows of a few requests take smaller ones: there may be many of them. */
+        const double rounds = std::clamp(latency() / kStepLatency, 1.0, kMostSteps);
+        const double step = std::min(kStep, square_root(window_ * kLeastRequest) / 4);
+        const double speed = 1 + clear_rounds_ / 4.0;
+        window_ += std::min(rounds * step * speed * speed, window_ / 4 + kLeastRequest);
+        clear_rounds_++;
+    }
+    window_ = std::clamp(window_, std::min(granule_, most), most);
+}
+
+void PrefetchPace::note_rate(double rate, bool valid_below) {
+    if (!valid_below && rate <= *std::max_element(rates_.begin(), rates_.end())) {
+        return;
+    }
+    rates_[next_rate_] = rate;
+    next_rate_ = (next_rate_ + 1) % kRatesKept;
+}
+
+/* ------------------------------------------------------------------------------ the image */
+
+PaceTime PrefetchPace::store_from(PaceTime at, uint64_t bytes) {
+    const PaceTime now = advance(at);
+    const PaceTime from = std::max(now, store_from_);
+    store_from_ = pace_after(from, whole(static_cast<double>(bytes) / write_rate_));
+    return from;
+}
+
+void PrefetchPace::stored(PaceTime at, uint64_t bytes, bool ok) {
+    const PaceTime now = advance(at);
+    if (!ok) {
+        report_.store_errors++;
+        /* Those that come while we wait belong to the same trouble. */
+        store_backoff_.failed(now, now < store_backoff_.until() ? 0 : now, random_);
+        stop_measuring();
+    } else if (now >= store_backoff_.until()) {
+        store_backoff_.succeeded(now);
+    }
+    measure_write(now, ok ? bytes : 0);
+    dropped(now, bytes);
+}
+
+void PrefetchPace::dropped(PaceTime at, uint64_t bytes) {
+    (void)advance(at);
+    FVD_ASSERT(storing_ >= bytes);
+    storing_ -= bytes;
+}
+
+/* ------------------------------------------------------------------------------ contention */
+
+/* Only undisturbed work says what base and image can do. */
+void PrefetchPace::measure_read(PaceTime now, uint64_t bytes) {
+    if (guest_active_ || starting_) {
+        return;
+    }
+    if (read_mark_ != 0 &&
+        read_guard_.note(static_cast<double>(bytes), now - read_mark_, random_)) {
+        guard_until_ = pace_after(
+            now, kPaceMs + whole(random_.fraction() * ns(ms_time(parameters_.throttle_time))));
+    }
+    read_mark_ = now;
+}
+
+void PrefetchPace::measure_write(PaceTime now, uint64_t bytes) {
+    if (guest_active_ || starting_) {
+        return;
+    }
+    if (write_mark_ != 0 &&
+        write_guard_.note(static_cast<double>(bytes), now - write_mark_, random_)) {
+        guard_until_ = pace_after(
+            now, kPaceMs + whole(random_.fraction() * ns(ms_time(parameters_.throttle_time))));
+    }
+    write_mark_ = now;
+}
+
+void PrefetchPace::stop_measuring() {
+    read_guard_.restart(false);
+    write_guard_.restart(false);
+    read_mark_ = write_mark_ = 0;
+}
+
+/* ------------------------------------------------------------------------------ the guest */
+
+PaceGuestTicket PrefetchPace::guest_begun(PaceTime at, uint64_t bytes) {
+    const PaceTime now = advance(at);
+    if (!guest_active_) {
+        enter(true, now);
+    }
+    PaceGuestTicket ticket{now, bytes, issued_count_, phase_, kGuestSlots, in_flight_ == 0};
+    const uint32_t free = ~guest_slots_used_;
+    if (free != 0) {
+        ticket.slot = static_cast<size_t>(__builtin_ctz(free));
+        guest_slots_used_ |= uint32_t{1} << ticket.slot;
+        /* Our scouts tell how long a small read takes. */
+        const double more = std::max(0.0, static_cast<double>(bytes) - granule_) / base_rate();
+        guest_ends_[ticket.slot] =
+            pace_after(now, std::min(whole(latency() + more), kLongestQueue));
+    }
+    const bool last_missing = static_cast<double>(guest_count_ + 1) >= guest_depth_.value();
+    if (guest_seen_ && last_missing && now - guest_last_ended_ < kPaceSecond) {
+        smooth(&guest_think_, ns(now - guest_last_ended_) + 1);
+    }
+    if (guest_last_begun_ != 0 && now - guest_last_begun_ < kPaceSecond) {
+        smooth(&guest_interval_, ns(now - guest_last_begun_) + 1);
+    }
+    guest_last_begun_ = now;
+    guest_count_++;
+    guest_depth_.note(now, kDepthSpan, static_cast<double>(guest_count_));
+    reads_since_alone_++;
+    load(now, static_cast<double>(bytes), base_rate());
+    return ticket;
+}
+
+void PrefetchPace::guest_ended(PaceTime at, const PaceGuestTicket& ticket, bool ok) {
+    const PaceTime now = advance(at);
+    FVD_ASSERT(guest_count_ != 0);
+    guest_count_--;
+    if (ticket.slot < kGuestSlots) {
+        guest_slots_used_ &= ~(uint32_t{1} << ticket.slot);
+    }
+    guest_last_ended_ = now;
+    guest_seen_ = true;
+    if (!ok) {
+        return;
+    }
+    delivered_ += static_cast<double>(ticket.bytes);
+    const double took = ns(now - ticket.begun);
+    /* What was in flight when the guest began is no fault of how we behave beside it. */
+    const bool settled = ticket.phase == phase_ &&
+                         ns(ticket.begun - std::min(ticket.begun, entered_)) > 3 * latency();
+    if (!settled) {
+        return;
+    }
+    const bool alone = ticket.alone && ticket.issued_before == issued_count_;
+    (alone ? alone_ : beside_).note(took);
+    if (alone) {
+        gap_ = false;
+        reads_since_alone_ = 0;
+    }
+    judge_guest();
+}
+
+/* Did reads beside prefetch take longer than those without? Only a difference that is larger than
+ * chance makes it, counts. */
+void PrefetchPace::judge_guest() {
+    if (alone_.count() >= 2 * kSamplesToRaise) {
+        alone_.halve();
+    }
+    if (alone_.count() < kSamplesAlone || beside_.count() < kSamplesToCut) {
+        return;
+    }
+    const double more = beside_.mean() - alone_.mean();
+    const double error = alone_.squared_error() + beside_.squared_error();
+    const double tolerated = static_cast<double>(parameters_.guest_slowdown) / 100 * alone_.mean();
+    if (more > tolerated && (more - tolerated) * (more - tolerated) > 4 * error) {
+        guest_share_ = std::max(kLeastShare, guest_share_ * kShareCut);
+        beside_.clear();
+    } else if (beside_.count() >= kSamplesToRaise) {
+        guest_share_ = std::min(kMostShare, guest_share_ + kShareStep);
+        beside_.clear();
+    }
+}
+
+void PrefetchPace::adjust_share(double rate, double delay) {
+    const bool queue = delay > latency() * kGuestQueueShare + kGuestQueueNs + latency_.spread();
+    if (guessing_ && !queue) {
+        note_rate(2 * shared_rate(), false);
+        return;
+    }
+    note_rate(rate, queue && guessing_);
+    if (queue && !guessing_) {
+        queue_share_ = std::max(kLeastShare, queue_share_ * kShareCut);
+    } else {
+        queue_share_ = std::min(kMostShare, queue_share_ + kQueueShareStep);
+    }
+    guessing_ = false;
+}
+
+bool PrefetchPace::guest_is_active(PaceTime now) const {
+    return guest_count_ != 0 || (guest_seen_ && now < guest_idle_at());
+}
+
+/* Few reads a second are a busy guest, too. */
+PaceTime PrefetchPace::guest_idle_at() const {
+    const PaceTime least = ms_time(parameters_.guest_idle_time);
+    const PaceTime usual = whole(4 * guest_interval_);
+    return pace_after(guest_last_ended_, std::clamp(usual, least, std::max(least, kLongestIdle)));
+}
+
+PaceTime PrefetchPace::next_guest_read(PaceTime now) const {
+    const bool all_in_flight = guest_count_ != 0 && guest_slots_used_ != ~uint32_t{0} &&
+                               static_cast<double>(guest_count_) >= guest_depth_.value();
+    if (!all_in_flight) {
+        return now;
+    }
+    PaceTime first = kPaceNever;
+    for (size_t slot = 0; slot < kGuestSlots; slot++) {
+        if ((guest_slots_used_ >> slot & 1) != 0) {
+            first = std::min(first, guest_ends_[slot]);
+        }
+    }
+    return std::max(now, first);
+}
+
+/* A guest that reads one after the other is back in a moment; what is issued now is in its way. */
+bool PrefetchPace::think_pause(PaceTime now, PaceTime* until) const {
+    const bool one_missing = static_cast<double>(guest_count_ + 1) == guest_depth_.value();
+    if (!one_missing || !guest_seen_ || guest_think_ > latency() / 2) {
+        return false;
+    }
+    *until = pace_after(guest_last_ended_, whole(2 * guest_think_) + kThinkSlack);
+    return now < *until;
+}
+
+/* What is sent right behind a guest's read hides behind it, unless it comes to the front: where
+ * the base takes different times for different requests, a lead is needed. */
+bool PrefetchPace::may_overtake(PaceTime now, PaceTime* until) const {
+    const double lead = std::min(kLead * latency_.spread(), latency() / 2);
+    *until = pace_after(guest_last_begun_, whole(lead));
+    return guest_count_ != 0 && now < *until;
+}
+
+/* From time to time the guest reads alone, so that we know what that is like. */
+bool PrefetchPace::quiet_gap(PaceTime now) {
+    if (gap_ && now >= gap_until_) {
+        gap_ = false;
+        reads_since_alone_ = 0;
+    } else if (!gap_ && reads_since_alone_ >= kReadsBetweenGaps) {
+        gap_ = true;
+        gap_until_ = pace_after(now, std::max(kGapTime, whole(8 * latency())));
+    }
+    return gap_;
+}
+
+/* ------------------------------------------------------------------------------ the model */
+
+PaceTime PrefetchPace::advance(PaceTime now) {
+    now_ = std::max(now_, now);
+    if (guest_active_ && !guest_is_active(now_)) {
+        enter(false, now_);
+    }
+    if (now_ - rate_mark_ >= kRatePeriod) {
+        const double recent = rate_bytes_ / ns(now_ - rate_mark_);
+        rate_ = now_ - rate_mark_ > 4 * kRatePeriod ? recent : (rate_ + recent) / 2;
+        rate_mark_ = now_;
+        rate_bytes_ = 0;
+    }
+    return now_;
+}
+
+void PrefetchPace::enter(bool guest_active, PaceTime now) {
+    drop_question();
+    guest_active_ = guest_active;
+    phase_++;
+    gap_ = false;
+    if (guest_active) {
+        entered_ = now;
+        reads_since_alone_ = 0;
+        guest_depth_.forget();
+        /* What is in flight and does not fit into the pipe is waiting. */
+        const double waiting = static_cast<double>(in_flight_) / base_rate() - latency();
+        busy_until_ = served_at_ = pace_after(now, std::min(whole(waiting), kLongestQueue));
+    }
+    stop_measuring();
+    begin_round(now);
+}
+
+double PrefetchPace::queue_limit() const {
+    return kQueueShare * latency() + kQueueNs + latency_.spread();
+}
+
+double PrefetchPace::first_window() const {
+    const double window = kFirstWindow + kFirstRate * std::min(latency(), kFirstLatency);
+    const double most = static_cast<double>(parameters_.max_in_flight);
+    return std::clamp(window, std::min(2 * granule_, most), most);
+}
+
+/* Before anything is known: what two small requests a round trip bring. */
+double PrefetchPace::base_rate() const {
+    const double rate = *std::max_element(rates_.begin(), rates_.end());
+    return rate != 0 ? rate : 2 * granule_ / std::max(latency(), ns(kPaceMs));
+}
+
+/* What guest and prefetch together may reach. */
+double PrefetchPace::shared_rate() const {
+    return share() * base_rate();
+}
+
+double PrefetchPace::request_size() const {
+    const double most = static_cast<double>(parameters_.bytes_per_prefetch);
+    const double least = std::min(kLeastRequest, window_ / 2);
+    return whole_granules(std::min(most, std::max(least, window_ / kRequestsInWindow)));
+}
+
+/* Where latency varies, the pipe holds more than the least latency tells, and what looks like a
+ * queue often is none: so much was in flight when the base gave what it last gave. */
+double PrefetchPace::pipe_content() const {
+    return latency_.spread() == 0 ? 0
+                                  : kSureContent * base_rate() * (latency() + latency_.spread());
+}
+
+/* Where requests cannot grow any more, places in flight are what is short. */
+bool PrefetchPace::scouts_are_dear() const {
+    return !guest_active_ &&
+           request_size() >= whole_granules(static_cast<double>(parameters_.bytes_per_prefetch));
+}
+
+/* At least one. */
+double PrefetchPace::whole_granules(double bytes) const {
+    const auto count = static_cast<uint64_t>(std::max(1.0, bytes / granule_));
+    return static_cast<double>(count) * granule_;
+}
+
+double PrefetchPace::backlog(PaceTime now) const {
+    return served_at_ > now ? ns(served_at_ - now) : 0;
+}
+
+/* What the guest has in flight at times needs places, too. */
+size_t PrefetchPace::free_slots() const {
+    const double slots = static_cast<double>(parameters_.slots) + 1 - guest_depth_.value();
+    return static_cast<size_t>(std::max(1.0, slots));
+}
+
+/* The model may be wrong: it never keeps us waiting for long. */
+void PrefetchPace::load(PaceTime now, double bytes, double rate) {
+    const PaceTime latest = pace_after(now, kLongestQueue);
+    const PaceTime paced = pace_after(std::max(busy_until_, now), whole(bytes / rate));
+    const PaceTime served = pace_after(std::max(served_at_, now), whole(bytes / base_rate()));
+    busy_until_ = std::min(paced, latest);
+    served_at_ = std::min(served, latest);
+}
+
+PaceReport PrefetchPace::report(PaceTime at) const {
+    const PaceTime now = std::max(now_, at);
+    PaceReport report = report_;
+    report.guest_active = guest_active_;
+    report.in_flight = in_flight_;
+    report.storing = storing_;
+    report.window = whole(window_);
+    report.latency = whole(latency());
+    report.base_rate = whole(base_rate() * ns(kPaceSecond));
+    const bool stale = now - rate_mark_ > 2 * kRatePeriod;
+    const double recent = stale ? rate_bytes_ / ns(now - rate_mark_) : rate_;
+    report.rate = whole(recent * ns(kPaceSecond));
+    report.share = share();
+    report.held[static_cast<size_t>(reason_)] += now - reason_since_;
+    return report;
+}
+
+}  // namespace fvd
