@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "link.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace fvd::pace {
+
+void Clock::at(PaceTime time, Action action) {
+    events_.push({std::max(time, now_), number_++, std::move(action)});
+}
+
+void Clock::step() {
+    /* The queue only shows a const top; the event is gone before anybody can look at it again. */
+    Action action = std::move(const_cast<Event&>(events_.top()).action);
+    now_ = events_.top().time;
+    events_.pop();
+    action();
+}
+
+void Clock::run_until(PaceTime end) {
+    while (!events_.empty() && events_.top().time <= end) {
+        step();
+    }
+    now_ = std::max(now_, end);
+}
+
+bool Clock::run_while(const std::function<bool()>& going, PaceTime end) {
+    while (going()) {
+        if (events_.empty() || events_.top().time > end) {
+            return false;
+        }
+        step();
+    }
+    return true;
+}
+
+void Link::request(uint64_t bytes, Done done) {
+    requests_++;
+    if (broken_) {
+        clock_.after(fails_after_, [done = std::move(done)] { done(false); });
+        return;
+    }
+    PaceTime there = (shape_.round_trip + shape_.least) / 2;
+    if (shape_.base_time != 0) {
+        there += static_cast<PaceTime>(-std::log(1 - random_.fraction()) *
+                                       static_cast<double>(shape_.base_time));
+    }
+    clock_.after(there, [this, bytes, done = std::move(done)] { arrive(bytes, done); });
+}
+
+void Link::arrive(uint64_t bytes, Done done) {
+    const PaceTime now = clock_.now();
+    const PaceTime credit = now > shape_.burst ? now - shape_.burst : 0;
+    free_at_ = std::max(free_at_, credit) +
+               static_cast<PaceTime>(static_cast<double>(bytes) / shape_.rate);
+    delivered_ += bytes;
+    const PaceTime back = shape_.round_trip + shape_.least - (shape_.round_trip + shape_.least) / 2;
+    clock_.at(std::max(free_at_, now) + back, [done = std::move(done)] { done(true); });
+}
+
+void Connection::request(uint64_t bytes, Link::Done done) {
+    if (used_ == slots_) {
+        waiting_.emplace_back(bytes, std::move(done));
+    } else {
+        start(bytes, std::move(done));
+    }
+}
+
+void Connection::start(uint64_t bytes, Link::Done done) {
+    used_++;
+    link_.request(bytes, [this, done = std::move(done)](bool ok) {
+        used_--;
+        if (!waiting_.empty()) {
+            auto [next_bytes, next_done] = std::move(waiting_.front());
+            waiting_.pop_front();
+            start(next_bytes, std::move(next_done));
+        }
+        done(ok);
+    });
+}
+
+}  // namespace fvd::pace
