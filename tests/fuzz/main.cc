@@ -17,7 +17,7 @@ constexpr Target kTargets[] = {
     {"header", fvd::fuzz::fuzz_header},   {"unit", fvd::fuzz::fuzz_unit},
     {"journal", fvd::fuzz::fuzz_journal}, {"options", fvd::fuzz::fuzz_options},
     {"create", fvd::fuzz::fuzz_create},   {"check", fvd::fuzz::fuzz_check},
-    {"image", fvd::fuzz::fuzz_image},
+    {"image", fvd::fuzz::fuzz_image},     {"heritage", fvd::fuzz::fuzz_heritage},
 };
 
 const Target* target = nullptr;

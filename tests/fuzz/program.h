@@ -70,5 +70,6 @@ void fuzz_options(const Program& program);
 void fuzz_create(const Program& program);
 void fuzz_check(const Program& program);
 void fuzz_image(const Program& program);
+void fuzz_heritage(const Program& program);
 
 }  // namespace fvd::fuzz

@@ -75,12 +75,6 @@ fvd_create_options options_of(const Program& program) {
     return options;
 }
 
-LayoutRequest request_of(const fvd_create_options& options) {
-    return {options.virtual_size,         options.base_size,  options.base_img != nullptr,
-            options.data_file != nullptr, options.block_size, options.journal_size,
-            options.journal_unit};
-}
-
 }  // namespace
 
 /* Whatever is accepted can be written, and opened again. */
@@ -88,7 +82,7 @@ void fuzz_options(const Program& program) {
     const fvd_create_options options = options_of(program);
     fvd_measure_result result{};
     const Error error = measure_image(options, options.virtual_size, &result);
-    const Result<Header> planned = plan_layout(request_of(options));
+    const Result<Header> planned = plan_layout(layout_request(options));
     FUZZ_CHECK(planned.ok() == error.ok());
     if (!error.ok()) {
         FUZZ_CHECK(error.text[0] != '\0' && error.code < 0);
