@@ -54,14 +54,10 @@ TEST(DefaultBlockSize, KeepsTheBitmapWithinFourMiB) {
 
 TEST(DefaultJournalSize, FourTimesTheBitmapWithinBounds) {
     const std::pair<uint64_t, uint64_t> cases[] = {
-        {0, 4 * kMiB},
-        {4096, 4 * kMiB},
-        {kMiB, 4 * kMiB},
-        {kMiB + 4096, 4 * kMiB + 16 * kKiB},
-        {4 * kMiB, 16 * kMiB},
-        {4 * kMiB + 4096, 16 * kMiB},
-        {256 * kMiB, 16 * kMiB},
-        {UINT64_MAX, 16 * kMiB},
+        {0, 4 * kMiB},           {4096, 4 * kMiB},
+        {kMiB, 4 * kMiB},        {kMiB + 4096, 4 * kMiB + 16 * kKiB},
+        {4 * kMiB, 16 * kMiB},   {4 * kMiB + 4096, 16 * kMiB},
+        {256 * kMiB, 16 * kMiB}, {UINT64_MAX, 16 * kMiB},
     };
     for (const auto& [bitmap, expected] : cases) {
         EXPECT_EQ(default_journal_size(bitmap, 4096), expected) << bitmap;
