@@ -12,6 +12,7 @@ import os
 import pathlib
 import struct
 
+from qmp import Daemon, QmpError, image_node
 from support import MIB, REPOSITORY, ImageTest, digests, limit, only_fvd, truncate
 
 HERE = REPOSITORY / "tests/corpus/heritage"
@@ -167,11 +168,22 @@ class Opening(Heritage):
         self.assertIn("only be opened read-only; 'qemu-img convert' makes", ran.text)
         self.assert_unchanged(before)
 
-    def test_auto_read_only_makes_it_read_only(self):
-        options = self.sample.options + ",auto-read-only=on"
-        self.io(options, "read -P 17 0 4k", options=["--image-opts"], fmt=None)
-        ran = self.io(options, "write 0 4k", options=["--image-opts"], fmt=None, expect=1)
-        self.assertIn("read-only", ran.text)
+    def test_a_node_that_may_be_read_only_becomes_it(self):
+        daemon = Daemon(self)
+        with self.assertRaisesRegex(QmpError, "only be opened read-only; 'qemu-img convert'"):
+            daemon.command("blockdev-add", **image_node(self.sample.file, "old", "fvd"))
+        daemon.command("blockdev-add", **image_node(self.sample.file, "old", "fvd",
+                                                    auto_read_only=True))
+        nodes = {node["node-name"]: node for node in daemon.command("query-named-block-nodes")}
+        self.assertTrue(nodes["old"]["ro"])
+        client = daemon.export("old", writable=False)
+        self.assertEqual(client.read(0, 4096), bytes([17]) * 4096)
+        client.close()
+        with self.assertRaisesRegex(QmpError, "2011"):
+            daemon.command("blockdev-reopen", options=[
+                {key.replace("_", "-"): value for key, value in
+                 image_node(self.sample.file, "old", "fvd", read_only=False).items()}])
+        daemon.quit()
 
     def test_a_reopen_for_writing_is_refused(self):
         ran = self.io(self.sample.file, "reopen -w", "read 0 4k", options=["-r"], expect=(0, 1))
@@ -190,7 +202,13 @@ class Opening(Heritage):
     def test_as_the_base_of_an_image_of_today(self):
         self.create("top.fvd", base=self.sample.file, base_fmt="fvd")
         self.io("top.fvd", "read -P 17 0 4k", "write -P 1 0 4k", "read -P 1 0 4k",
-                "read -P 34 64k 64k")
+                "read -P 34 96k 32k")
+
+    def test_converts_to_every_format(self):
+        for fmt in ("qcow2", "qed", "vdi", "vmdk", "vhdx", "fvd"):
+            self.convert(self.sample, fmt, f"disk.{fmt}")
+            self.img("convert", "-f", fmt, "-O", "raw", f"disk.{fmt}", "disk.raw")
+            self.assert_content(self.sample, "disk.raw")
 
     def test_a_base_whose_format_nobody_stated_is_raw_and_said_so(self):
         ran = self.img("convert", "-f", "fvd", "-O", "raw", self.sample.file, "disk.raw")
