@@ -83,21 +83,21 @@ void BaseLatency::note_spread(double least, double mean, uint32_t count) {
     spread_count_++;
 }
 
-/* Others may have been in the way of a measurement: the second least of a few is what decides. */
-double BaseLatency::spread() const {
-    const size_t count = std::min(spread_count_, spreads_.size());
-    if (count == 0) {
-        return 0;
-    }
-    std::array<double, kSpreads> sorted = spreads_;
-    const auto end = sorted.begin() + static_cast<std::ptrdiff_t>(count);
-    std::sort(sorted.begin(), end);
+double BaseLatency::mean_spread() const {
+    const size_t count = std::min(spread_count_, kSpreads);
     double sum = 0;
     for (size_t i = 0; i < count; i++) {
-        sum += sorted[i];
+        sum += spreads_[i];
     }
-    const double little = kLittleSpread * value_ + kLittleSpreadNs;
-    return sorted[count / 3] > little ? sum / static_cast<double>(count) : 0;
+    return count == 0 ? 0 : sum / static_cast<double>(count);
+}
+
+/* Others may have been in the way of a measurement: the second least of a few is what decides. */
+double BaseLatency::spread() const {
+    const size_t count = std::min(spread_count_, kSpreads);
+    std::array<double, kSpreads> sorted = spreads_;
+    std::sort(sorted.begin(), sorted.begin() + static_cast<std::ptrdiff_t>(count));
+    return sorted[count / 3] > kLittleSpread * value_ + kLittleSpreadNs ? mean_spread() : 0;
 }
 
 /* ------------------------------------------------------------------------------------ limits */

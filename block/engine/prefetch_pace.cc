@@ -68,7 +68,7 @@ constexpr double kSmallPart = 1.0 / 16; /* of what the pipe holds: a request tha
 constexpr double kLargePart = 1.0 / 4;  /* the same for one that hides behind a guest's read */
 constexpr double kTolerance = 1.0 / 20; /* of the latency: how late the queue may be empty */
 constexpr PaceTime kLongestQueue = kPaceSecond;
-constexpr double kLead = 3;
+constexpr double kLead = 5;
 constexpr double kGuestQueueShare = 1.0 / 8;
 constexpr double kGuestQueueNs = 0.2 * kMs;
 constexpr PaceTime kDepthSpan = 2 * kPaceSecond;
@@ -648,7 +648,8 @@ void PrefetchPace::judge_guest() {
 }
 
 void PrefetchPace::adjust_share(double rate, double delay) {
-    const bool queue = delay > latency() * kGuestQueueShare + kGuestQueueNs + latency_.spread();
+    const bool queue =
+        delay > latency() * kGuestQueueShare + kGuestQueueNs + latency_.mean_spread();
     if (guessing_ && !queue) {
         note_rate(2 * shared_rate(), false);
         return;
@@ -701,7 +702,7 @@ bool PrefetchPace::think_pause(PaceTime now, PaceTime* until) const {
 /* What is sent right behind a guest's read hides behind it, unless it comes to the front: where
  * the base takes different times for different requests, a lead is needed. */
 bool PrefetchPace::may_overtake(PaceTime now, PaceTime* until) const {
-    const double lead = std::min(kLead * latency_.spread(), latency() / 2);
+    const double lead = std::min(kLead * latency_.mean_spread(), latency() / 2);
     *until = pace_after(guest_last_begun_, whole(lead));
     return guest_count_ != 0 && now < *until;
 }

@@ -76,7 +76,9 @@ class BaseLatency {
   public:
     bool known() const { return known_; }
     double value() const { return value_; }
-    /** By how much a request takes longer than that on average; 0 where it is little. */
+    /** By how much a request takes longer than that on average, as measured of late. */
+    double mean_spread() const;
+    /** The same, but 0 where it is little or may come from others. */
     double spread() const;
     /** True when @p value is news: the first, clearly less than the known one, or believed. */
     bool note(PaceTime now, double value, bool alone);

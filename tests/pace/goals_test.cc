@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* What the pace of prefetch has to reach, on the simulated link. */
+#include <gtest/gtest.h>
+
+#include "scenarios.h"
+
+namespace fvd::pace {
+namespace {
+
+constexpr LinkShape kNear{.rate = kSlowLink, .round_trip = 2 * kMs};
+
+TEST(FillsThePipe, WithinATenthOfSixteenLargeRequestsAtAnyRoundTrip) {
+    for (const PaceTime round_trip : kRoundTrips) {
+        SCOPED_TRACE(round_trip / kMs);
+        const LinkShape link{.rate = kFastLink, .round_trip = round_trip};
+        const uint64_t bytes = uint64_t{2} << 30;
+        EXPECT_GE(fill_rate(Contender::paced, link, bytes),
+                  0.9 * fill_rate(Contender::convert, link, bytes));
+    }
+}
+
+TEST(FillsThePipe, NinetyMiBASecondAtFiftyMilliseconds) {
+    const LinkShape link{.rate = kFastLink, .round_trip = 50 * kMs};
+    EXPECT_GE(fill_rate(Contender::paced, link, uint64_t{1} << 30), 90);
+    /* The model is right: this is what was measured of block-stream. */
+    EXPECT_NEAR(fill_rate(Contender::stream, link, uint64_t{1} << 28), 9.1, 0.3);
+}
+
+TEST(FillsThePipe, AlsoWhereTheBaseTakesDifferentTimes) {
+    for (const PaceTime mean : {kMs / 2, 5 * kMs, 20 * kMs}) {
+        for (const PaceTime round_trip : kRoundTrips) {
+            SCOPED_TRACE(round_trip / kMs);
+            const LinkShape link{.rate = kFastLink, .round_trip = round_trip, .base_time = mean};
+            EXPECT_GE(fill_rate(Contender::paced, link, uint64_t{1} << 30),
+                      0.5 * fill_rate(Contender::convert, link, uint64_t{1} << 30));
+        }
+    }
+}
+
+TEST(GivesWay, AGuestThatReadsOneByOneDoesNotNotice) {
+    const GuestLoad load;
+    const BesideGuest alone = beside_guest(std::nullopt, kNear, load);
+    const BesideGuest both = beside_guest(Contender::paced, kNear, load);
+    EXPECT_GE(both.guest_rate, 0.95 * alone.guest_rate);
+    EXPECT_LE(static_cast<double>(both.p99), 1.15 * static_cast<double>(alone.p99));
+    const double left = kSlowLink * 1e9 - alone.guest_rate * static_cast<double>(load.size);
+    EXPECT_GE(both.prefetch_rate, 0.8 * left);
+}
+
+TEST(GivesWay, OtherGuestsKeepTheirThroughputToo) {
+    for (const PaceTime round_trip : kRoundTrips) {
+        for (const GuestLoad& load :
+             {GuestLoad{}, GuestLoad{.depth = 4}, GuestLoad{.open_rate = 50},
+              GuestLoad{.size = 256 * 1024}, GuestLoad{.think = 5 * kMs}}) {
+            SCOPED_TRACE(testing::Message()
+                         << round_trip / kMs << " ms, depth " << load.depth << ", open "
+                         << load.open_rate << ", size " << load.size);
+            const LinkShape link{.rate = kSlowLink, .round_trip = round_trip};
+            const BesideGuest alone = beside_guest(std::nullopt, link, load);
+            const BesideGuest both = beside_guest(Contender::paced, link, load);
+            EXPECT_GE(both.guest_rate, 0.95 * alone.guest_rate);
+        }
+    }
+}
+
+TEST(GivesWay, AlsoWhereTheBaseTakesDifferentTimes) {
+    for (const PaceTime round_trip : {2 * kMs, 10 * kMs, 50 * kMs}) {
+        SCOPED_TRACE(round_trip / kMs);
+        const LinkShape link{.rate = kSlowLink, .round_trip = round_trip, .base_time = kMs / 2};
+        const BesideGuest alone = beside_guest(std::nullopt, link, {});
+        const BesideGuest both = beside_guest(Contender::paced, link, {});
+        EXPECT_GE(both.guest_rate, 0.95 * alone.guest_rate);
+        EXPECT_LE(static_cast<double>(both.p99), 1.15 * static_cast<double>(alone.p99));
+    }
+}
+
+TEST(GivesWay, FullSpeedWithinASecondAfterTheGuestGoesIdle) {
+    for (const PaceTime round_trip : {PaceTime{0}, 2 * kMs, 10 * kMs, 50 * kMs}) {
+        SCOPED_TRACE(round_trip / kMs);
+        EXPECT_LE(recovery_time({.rate = kSlowLink, .round_trip = round_trip}), kSecond);
+    }
+}
+
+TEST(KeepsLimits, InAnySpan) {
+    for (const int64_t kib : {512, 5120, 51200}) {
+        SCOPED_TRACE(kib);
+        /* A burst of 20 ms, and what comes late: requests of several bursts may end together when
+         * the base answers unevenly, here within some 10 ms. */
+        EXPECT_LE(worst_excess(kib), static_cast<double>(kib) * 1024 * 0.04 + 4096);
+    }
+}
+
+TEST(Survives, AnyFailureAndGoesOn) {
+    for (const PaceTime span : {kSecond, 10 * kSecond, 60 * kSecond, 600 * kSecond}) {
+        SCOPED_TRACE(span / kSecond);
+        const PaceTime until = 5 * kSecond + span;
+        /* Pauses double up to a minute, so at most as long as the failure took, or that minute. */
+        EXPECT_LE(first_bytes_after_failure(until) - until, std::min(60 * kSecond, span + kSecond));
+    }
+}
+
+TEST(Shares, NoCollapseAndNoneStarves) {
+    for (const PaceTime round_trip : {PaceTime{0}, 2 * kMs, 10 * kMs, 50 * kMs}) {
+        for (const size_t count : {2U, 4U, 8U, 16U}) {
+            SCOPED_TRACE(testing::Message() << round_trip / kMs << " ms, " << count);
+            const LinkShape link{.rate = kSlowLink, .round_trip = round_trip};
+            const Sharing sharing = share_link(count, link, Contender::paced, false);
+            EXPECT_GE(sharing.total, 0.95);
+            EXPECT_LE(sharing.queue, 20);
+            if (count <= 4) {
+                EXPECT_GE(sharing.jain, 0.9);
+            }
+        }
+    }
+}
+
+}  // namespace
+}  // namespace fvd::pace

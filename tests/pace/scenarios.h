@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#pragma once
+/* The questions of the study, and what a run answers. */
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "machine.h"
+
+namespace fvd::pace {
+
+inline constexpr PaceTime kRoundTrips[] = {0, 2 * kMs, 10 * kMs, 50 * kMs, 200 * kMs};
+inline constexpr double kSlowLink = 0.025; /* 200 Mbit/s */
+inline constexpr double kFastLink = 0.125; /* 1 Gbit/s */
+
+/** Copy an image of @p bytes; MiB/s, or 0 when ten minutes were not enough. */
+double fill_rate(Contender contender, const LinkShape& link, uint64_t bytes);
+
+struct BesideGuest {
+    double guest_rate = 0; /* reads a second */
+    PaceTime p99 = 0;
+    double prefetch_rate = 0; /* bytes/s */
+};
+/** A guest that reads for 25 s; nobody prefetches where @p contender is not given. */
+BesideGuest beside_guest(std::optional<Contender> contender, const LinkShape& link,
+                         const GuestLoad& load);
+
+/** From the guest's last read until prefetch has nine tenths of the link, in steps of 50 ms. */
+PaceTime recovery_time(const LinkShape& link);
+
+struct Sharing {
+    double total = 0; /* of the link's rate */
+    double jain = 0;  /* fairness: 1 when all get the same, 1/n when one gets all */
+    double queue = 0; /* mean, ms */
+    double longest_queue = 0;
+    std::vector<double> rates; /* bytes/s */
+};
+/** @p count machines that join one after the other, half a second apart; measured from 20 s to 60
+ * s.
+ *  @p pauses: with the random pauses below a minimum that are standard. */
+Sharing share_link(size_t count, const LinkShape& link, Contender contender, bool pauses);
+
+/** MB/s of each of @p count machines, second by second; one joins every @p apart. */
+std::vector<std::vector<double>> joining(const LinkShape& link, size_t count, PaceTime apart,
+                                         PaceTime until);
+
+/** Rate of prefetch (MB/s) in steps of 100 ms around a guest that reads from 5 s to 10 s. */
+std::vector<double> around_guest(Contender contender, const LinkShape& link);
+
+/** The base fails from 5 s to @p until; when prefetch got its first bytes after that. */
+PaceTime first_bytes_after_failure(PaceTime until);
+
+/** Largest excess, in bytes, of any span of a run over a limit of @p kib KiB/s. */
+double worst_excess(int64_t kib);
+
+}  // namespace fvd::pace
