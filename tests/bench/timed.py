@@ -20,7 +20,7 @@ RAW_FULL = dataclasses.replace(RAW, name="raw full", note="a copy of the base: n
 # ------------------------------------------------------------------ CPU
 
 def cpu(plan):
-    count = 100_000 if plan.quick else 200_000
+    count = 50_000 if plan.quick else 100_000
     disk = 64 * MIB
     compared = [RAW, RAW_AGAIN, *(c for c in plan.main if c.format not in ("raw", "qed"))]
     images = {c.name: SCRATCH / f"here-{place}" for place, c in enumerate(compared)}
@@ -29,20 +29,20 @@ def cpu(plan):
         contenders.create(contender, images[contender.name], disk, BASE)
         loads.fill(contender, images[contender.name], disk)
     tables = [cpu_table(plan, compared, images, count, *mode)
-              for mode in (("threads", "writeback", 9), ("native", "none", 5))]
+              for mode in (("threads", "writeback"), ("native", "none"))]
     for contender in compared:
         contenders.remove(contender, images[contender.name])
     BASE.unlink()
     return tables
 
 
-def cpu_table(plan, compared, images, count, aio, cache, full_rounds):
+def cpu_table(plan, compared, images, count, aio, cache):
     table = Table(
         f"Reads and overwrites of data that is here: CPU time, aio={aio}, cache={cache}",
         f"`qemu-img bench`, {count} requests of 4 KiB, 16 in flight, user and system time of the process, on "
         "one processor. Median of the ratios of neighbouring runs to raw (their middle half); for raw, "
         "microseconds a request.", ["", *(c.name for c in compared)])
-    rounds = plan.turns(3, full_rounds)
+    rounds = plan.turns(7, 21)
     for label, write in (("read", False), ("overwrite", True)):
         seconds = interleaved(compared, rounds, lambda contender, _: loads.cpu_seconds(
             loads.PINNED + loads.bench(contender, images[contender.name], count, write=write, depth=16,
