@@ -797,6 +797,18 @@ static int GRAPH_RDLOCK fvd_has_zero_init(BlockDriverState *bs)
     return bdrv_has_zero_init(bs->file->bs);
 }
 
+/*
+ * Asked before each request. A base that is gone is no reason to fail those
+ * that do not need it.
+ */
+static bool coroutine_fn GRAPH_RDLOCK fvd_co_is_inserted(BlockDriverState *bs)
+{
+    BDRVFvdState *s = bs->opaque;
+
+    return bdrv_co_is_inserted(bs->file->bs) &&
+           (!s->data_file || bdrv_co_is_inserted(s->data_file->bs));
+}
+
 static int64_t coroutine_fn fvd_co_getlength(BlockDriverState *bs)
 {
     BDRVFvdState *s = bs->opaque;
@@ -1028,6 +1040,7 @@ static BlockDriver bdrv_fvd = {
 
     .bdrv_refresh_limits        = fvd_refresh_limits,
     .bdrv_has_zero_init         = fvd_has_zero_init,
+    .bdrv_co_is_inserted        = fvd_co_is_inserted,
     .bdrv_co_getlength          = fvd_co_getlength,
     .bdrv_co_truncate           = fvd_co_truncate,
     .bdrv_co_get_info           = fvd_co_get_info,
