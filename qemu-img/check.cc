@@ -3,10 +3,10 @@
  * qemu-img check: read all metadata, judge it (format/audit), and repair what can be repaired.
  *
  * An image that a power cut left behind is not damaged: records that wait for replay, a torn mark
- * and an older copy of the header are reported as nothing. `-r leaks` clears leftovers of the
- * bitmap and touches nothing else. `-r all` also brings the image to rest: both copies of the
- * header alike, every record that can be believed at home, the clean mark, and an epoch above all
- * that the ring holds.
+ * and an older copy of the header are reported as nothing, and so are slots that no chunk has: they
+ * are free. `-r leaks` clears leftovers of bitmap and table and touches nothing else. `-r all` also
+ * brings the image to rest: both copies of the header alike, every record that can be believed at
+ * home, the clean mark, and an epoch above all that the ring holds.
  */
 #include <algorithm>
 #include <cerrno>
@@ -47,13 +47,20 @@ class Checker {
     Error settle_caches();
     Error load_header_blocks();
     Error load_bitmap();
+    Error load_table();
     Error judge_journal();
+    Error judge_slots();
     Error judge_metadata();
     Error scan_ring(JournalScan& scan);
     Error apply_units(const JournalScan& scan, uint64_t begin, uint64_t end);
     void count_missing(const JournalScan& scan);
+    Error make_memory(uint64_t size, HostBuffer* memory, const char* what);
     Error make_bits(uint64_t bits, HostBuffer* memory, BlockBitmap* bitmap);
+    Error find_owners();
+    void displace(const UnitView& unit);
     Error read_piece(uint64_t offset, MutableBytes to, const char* what);
+    template <typename Visit>
+    Error read_home(uint64_t offset, uint64_t size, const char* what, Visit visit);
     template <typename Visit>
     Error read_units(uint64_t first, uint64_t count, Visit visit);
 
@@ -63,6 +70,8 @@ class Checker {
     Status repair();
     Status heal_headers();
     Status write_home();
+    template <typename Home>
+    Status write_pages(const Home& home, const BlockBitmap& pages, uint64_t offset);
     Status settle();
 
     Host& host_;
@@ -71,10 +80,13 @@ class Checker {
     Findings findings_;
     HostBuffer header_blocks_;
     ChosenHeader chosen_;
-    HostBuffer bitmap_words_;
-    HostBuffer page_words_;
-    ReplayTarget target_; /* the recovered bitmap, and the pages of it that home does not have */
+    HostBuffer bitmap_words_, page_words_;
+    HostBuffer entries_, entry_page_words_;
+    HostBuffer owners_;   /* which chunk has a slot; only where the journal is damaged */
+    ReplayTarget target_; /* what is recovered, and the pages of it that home does not have */
     JournalFacts journal_;
+    TableFacts table_;
+    uint64_t data_length_ = 0;
 };
 
 /* ---------------------------------------------------------------------------- reading */
@@ -108,21 +120,42 @@ Error Checker::load_header_blocks() {
         return chosen.error();
     }
     chosen_ = chosen.value();
-    if (chosen_.header.has_table()) {
-        return Error::make(-ENOTSUP, "table_size is %llu: compact images are not supported yet",
-                           print(chosen_.header.table_size));
-    }
     return Error::none();
 }
 
+Error Checker::make_memory(uint64_t size, HostBuffer* memory, const char* what) {
+    *memory = HostBuffer(host_, std::max<uint64_t>(size, sizeof(uint64_t)));
+    return *memory ? Error::none()
+                   : Error::make(-ENOMEM, "no memory: %llu bytes are needed for the %s",
+                                 print(size), what);
+}
+
 Error Checker::make_bits(uint64_t bits, HostBuffer* memory, BlockBitmap* bitmap) {
-    const uint64_t size = std::max<uint64_t>(BlockBitmap::bits_to_words(bits), 1) * 8;
-    *memory = HostBuffer(host_, size);
-    if (!*memory) {
-        return Error::make(-ENOMEM, "no memory: %llu bytes are needed for the bitmap", print(size));
+    const uint64_t size = BlockBitmap::bits_to_words(bits) * sizeof(uint64_t);
+    if (Error error = make_memory(size, memory, "bitmap"); !error.ok()) {
+        return error;
     }
-    std::memset(memory->data(), 0, size);
+    std::memset(memory->data(), 0, memory->size());
     *bitmap = BlockBitmap(words_of(*memory), bits);
+    return Error::none();
+}
+
+/** Call visit(offset in the region, page) for all pages of a region, read in large pieces. */
+template <typename Visit>
+Error Checker::read_home(uint64_t offset, uint64_t size, const char* what, Visit visit) {
+    HostBuffer buffer(host_, std::min(size, kPieceBytes));
+    if (!buffer) {
+        return Error::make(-ENOMEM, "no memory to read %s", what);
+    }
+    for (uint64_t at = 0; at < size; at += buffer.size()) {
+        const MutableBytes piece = buffer.bytes().first(std::min(size - at, buffer.size()));
+        if (Error error = read_piece(offset + at, piece, what); !error.ok()) {
+            return error;
+        }
+        for (uint64_t page = 0; page < piece.size(); page += kPageBytes) {
+            visit(at + page, ConstBytes(piece.subspan(page, kPageBytes)));
+        }
+    }
     return Error::none();
 }
 
@@ -133,29 +166,46 @@ Error Checker::load_bitmap() {
     if (error.ok()) {
         error = make_bits(header.bitmap_size / kPageBytes, &page_words_, &target_.dirty_pages);
     }
-    HostBuffer piece(host_, std::min(std::max(header.bitmap_size, kPageBytes), kPieceBytes));
-    if (!error.ok() || !piece) {
-        return !error.ok() ? error : Error::make(-ENOMEM, "no memory to read the bitmap");
+    if (!error.ok()) {
+        return error;
     }
     uint64_t leftover = 0;
-    for (uint64_t at = 0; at < header.bitmap_size; at += kPageBytes) {
-        const uint64_t in_piece = at % piece.size();
-        if (in_piece == 0) {
-            const uint64_t size = std::min<uint64_t>(piece.size(), header.bitmap_size - at);
-            error = read_piece(header.bitmap_offset + at, piece.bytes().first(size), "the bitmap");
-            if (!error.ok()) {
-                return error;
-            }
-        }
-        const ConstBytes page = piece.bytes().subspan(in_piece, kPageBytes);
-        target_.bitmap.load(at, page);
-        if (const uint64_t bits = count_leftover_bits(header, at, page); bits != 0) {
-            leftover += bits;
-            target_.dirty_pages.set(at / kPageBytes, at / kPageBytes + 1);
-        }
+    error = read_home(header.bitmap_offset, header.bitmap_size, "the bitmap",
+                      [&](uint64_t at, ConstBytes page) {
+                          target_.bitmap.load(at, page);
+                          if (const uint64_t bits = count_leftover_bits(header, at, page)) {
+                              leftover += bits;
+                              target_.dirty_pages.set(at / kPageBytes, at / kPageBytes + 1);
+                          }
+                      });
+    if (error.ok()) {
+        audit_bitmap(leftover, findings_);
     }
-    audit_bitmap(leftover, findings_);
-    return Error::none();
+    return error;
+}
+
+/** The table's home, and the entries in it that stand for nothing. */
+Error Checker::load_table() {
+    const Header& header = chosen_.header;
+    const uint64_t pages = header.table_size / kPageBytes;
+    Error error = make_memory(header.chunk_count() * sizeof(uint32_t), &entries_, "table");
+    if (error.ok()) {
+        error = make_bits(pages, &entry_page_words_, &target_.dirty_entries);
+    }
+    if (!error.ok()) {
+        return error;
+    }
+    target_.table =
+        ChunkTable({reinterpret_cast<uint32_t*>(entries_.data()), header.chunk_count()});
+    target_.slots = header.slot_count();
+    return read_home(header.table_offset, header.table_size, "the table",
+                     [&](uint64_t at, ConstBytes page) {
+                         target_.table.load(at, page);
+                         if (const uint64_t left = count_leftover_entries(header, at, page)) {
+                             table_.leftover += left;
+                             target_.dirty_entries.set(at / kPageBytes, at / kPageBytes + 1);
+                         }
+                     });
 }
 
 /** Call visit(place, unit) for units of the ring, read in large pieces. */
@@ -192,7 +242,52 @@ Error Checker::scan_ring(JournalScan& scan) {
     });
 }
 
-/** Apply what is there of the units [begin, end) to the bitmap in memory. */
+/** Which chunk has which slot, before any record is applied. */
+Error Checker::find_owners() {
+    const ChunkTable& table = target_.table;
+    Error error = make_memory(target_.slots * sizeof(uint32_t), &owners_, "slots");
+    if (!error.ok()) {
+        return error;
+    }
+    ChunkTable owners({reinterpret_cast<uint32_t*>(owners_.data()), target_.slots});
+    owners.clear_all();
+    for (ChunkIndex chunk(0); chunk.value < table.chunks(); ++chunk) {
+        const auto slot = table.slot(chunk);
+        if (slot && slot->value < target_.slots) {
+            owners.set_entry(ChunkIndex(slot->value), static_cast<uint32_t>(chunk.value));
+        }
+    }
+    return error;
+}
+
+/**
+ * A slot is handed out again only when the record that freed it is durable. So where a record gives
+ * a chunk a slot that another one still has, what freed it is among the missing units.
+ */
+void Checker::displace(const UnitView& unit) {
+    ChunkTable owners({reinterpret_cast<uint32_t*>(owners_.data()), target_.slots});
+    JournalRecord record;
+    for (size_t position = 0; unit.next(&position, &record);) {
+        for (uint64_t i = 0; i < record.entry_count(); ++i) {
+            const uint32_t slot = record.entry(i);
+            const ChunkIndex chunk = record.first_chunk + i;
+            if (slot == kNotStored) {
+                continue;
+            }
+            const ChunkIndex former(owners.entry(ChunkIndex(slot)));
+            if (former != chunk && former.value < target_.table.chunks() &&
+                target_.table.entry(former) == slot) {
+                target_.table.clear(former);
+                const uint64_t page = former.value / kChunksPerPage;
+                target_.dirty_entries.set(page, page + 1);
+                journal_.displaced += 1;
+            }
+            owners.set_entry(ChunkIndex(slot), static_cast<uint32_t>(chunk.value));
+        }
+    }
+}
+
+/** Apply what is there of the units [begin, end) to what is in memory. */
 Error Checker::apply_units(const JournalScan& scan, uint64_t begin, uint64_t end) {
     const uint64_t ring = chosen_.header.journal_units();
     while (begin < end) {
@@ -201,8 +296,13 @@ Error Checker::apply_units(const JournalScan& scan, uint64_t begin, uint64_t end
         const uint64_t first = begin;
         Error error = read_units(place, count, [&](uint64_t at, ConstBytes unit) {
             const auto view = UnitView::decode(unit, chosen_.header.image_id);
-            if (view && scan.has(first + (at - place)) && !apply_unit(*view, target_)) {
+            if (!view || !scan.has(first + (at - place))) {
+                return;
+            }
+            if (!apply_unit(*view, target_)) {
                 journal_.foreign_units += 1;
+            } else if (owners_) {
+                displace(*view);
             }
         });
         if (!error.ok()) {
@@ -221,7 +321,8 @@ void Checker::count_missing(const JournalScan& scan) {
 
 /**
  * A record is written after the data that it names is durable, and within an epoch bits are only
- * set. So of a damaged journal every valid unit can be believed, also those after a gap.
+ * set. So of a damaged journal every valid unit can be believed, also those after a gap; displace()
+ * has what that means for slots.
  */
 Error Checker::judge_journal() {
     const Header& header = chosen_.header;
@@ -242,6 +343,11 @@ Error Checker::judge_journal() {
     if (journal_.plan.damaged) {
         count_missing(scan);
         end = scan.newest_sequence() + 1;
+        if (header.has_table()) {
+            if (Error error = find_owners(); !error.ok()) {
+                return error;
+            }
+        }
     }
     if (Error error = apply_units(scan, journal_.plan.first_sequence, end); !error.ok()) {
         return error;
@@ -251,18 +357,43 @@ Error Checker::judge_journal() {
     return Error::none();
 }
 
-Error Checker::judge_metadata() {
-    if (chosen_.header.has_bitmap()) {
-        if (Error error = load_bitmap(); !error.ok()) {
-            return error;
-        }
-    }
-    if (Error error = judge_journal(); !error.ok()) {
+/** Table and records together say which slots are in use. */
+Error Checker::judge_slots() {
+    const Header& header = chosen_.header;
+    HostBuffer memory;
+    BlockBitmap taken;
+    if (Error error = make_bits(header.slot_count(), &memory, &taken); !error.ok()) {
         return error;
+    }
+    const uint64_t leftover = table_.leftover;
+    table_ = judge_table(target_.table, SlotJudge(taken, slots_inside(header, data_length_)));
+    table_.leftover = leftover;
+    audit_table(table_, findings_);
+    result_.chunks = header.chunk_count();
+    result_.chunks_stored = table_.stored;
+    result_.chunks_fragmented = table_.fragments;
+    if (!header.has_data_file()) {
+        result_.image_end_offset = std::max(
+            result_.image_end_offset, header.data_offset + table_.slots_end * header.chunk_size);
+    }
+    return Error::none();
+}
+
+Error Checker::judge_metadata() {
+    const Header& header = chosen_.header;
+    Error error = header.has_bitmap() ? load_bitmap() : Error::none();
+    if (error.ok() && header.has_table()) {
+        error = load_table();
+    }
+    if (error.ok()) {
+        error = judge_journal();
+    }
+    if (error.ok() && header.has_table()) {
+        error = judge_slots();
     }
     result_.blocks = target_.bitmap.bits();
     result_.blocks_here = target_.bitmap.count();
-    return Error::none();
+    return error;
 }
 
 /* ---------------------------------------------------------------------------- repairing */
@@ -285,12 +416,9 @@ Status Checker::heal_headers() {
     return host_.flush(FVD_FILE_IMAGE);
 }
 
-/** Pages of the bitmap that differ from their home. */
-Status Checker::write_home() {
-    const BlockBitmap& pages = target_.dirty_pages;
-    if (!pages.any_set(0, pages.bits())) {
-        return {};
-    }
+/** The marked pages of bitmap or table, to their home at @p offset. */
+template <typename Home>
+Status Checker::write_pages(const Home& home, const BlockBitmap& pages, uint64_t offset) {
     HostBuffer page(host_, kPageBytes);
     if (!page) {
         return -ENOMEM;
@@ -299,13 +427,30 @@ Status Checker::write_home() {
         if (!pages.test(i)) {
             continue;
         }
-        target_.bitmap.store(i * kPageBytes, page.bytes());
+        home.store(i * kPageBytes, page.bytes());
         host_.announce(FVD_EVENT_HOME_WRITE);
-        const uint64_t offset = chosen_.header.bitmap_offset + i * kPageBytes;
-        if (Status status = write_bytes(host_, FVD_FILE_IMAGE, offset, page.bytes());
-            !status.ok()) {
+        const uint64_t at = offset + i * kPageBytes;
+        if (Status status = write_bytes(host_, FVD_FILE_IMAGE, at, page.bytes()); !status.ok()) {
             return status;
         }
+    }
+    return {};
+}
+
+/** Pages that differ from their home. */
+Status Checker::write_home() {
+    const BlockBitmap& of_bitmap = target_.dirty_pages;
+    const BlockBitmap& of_table = target_.dirty_entries;
+    if (!of_bitmap.any_set(0, of_bitmap.bits()) && !of_table.any_set(0, of_table.bits())) {
+        return {};
+    }
+    /* The table first: a bit that is home before its chunk has a slot makes zeros of the chunk. */
+    Status status = write_pages(target_.table, of_table, chosen_.header.table_offset);
+    if (status.ok()) {
+        status = write_pages(target_.bitmap, of_bitmap, chosen_.header.bitmap_offset);
+    }
+    if (!status.ok()) {
+        return status;
     }
     host_.announce(FVD_EVENT_HOME_FLUSH);
     return host_.flush(FVD_FILE_IMAGE);
@@ -341,6 +486,9 @@ Status Checker::repair() {
         return status;
     }
     Status status = heal_headers();
+    if (status.ok() && chosen_.header.has_table()) {
+        status = repair_table(host_, chosen_.header, target_);
+    }
     if (status.ok()) {
         status = write_home();
         result_.leaks_fixed = status.ok() ? leaks : 0;
@@ -395,13 +543,14 @@ Error Checker::run() {
         return Error::make(static_cast<int>(std::min(length, data_length)),
                            "the length of the image or its data file cannot be read");
     }
+    data_length_ = static_cast<uint64_t>(data_length);
     audit_header(chosen_, header_blocks_.bytes(), findings_);
-    const bool readable = audit_regions(chosen_.header, static_cast<uint64_t>(length),
-                                        static_cast<uint64_t>(data_length), findings_);
+    const bool readable =
+        audit_regions(chosen_.header, static_cast<uint64_t>(length), data_length_, findings_);
     const Regions regions = regions_of(chosen_.header);
+    const bool all_data_is_here = !chosen_.header.has_data_file() && !chosen_.header.has_table();
     result_.image_end_offset =
-        std::max({regions.header.end, regions.bitmap.end, regions.journal.end,
-                  chosen_.header.has_data_file() ? 0 : regions.data.end});
+        std::max(regions.metadata_end(), all_data_is_here ? regions.data.end : 0);
     error = readable ? judge_metadata() : Error::none();
     report();
     if (!error.ok()) {

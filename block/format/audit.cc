@@ -28,6 +28,21 @@ uint64_t end_of_data(const Header& header) {
     return header.data_offset + header.virtual_size;
 }
 
+void note_wrong(TableFacts::Wrong& wrong, uint64_t chunk) {
+    if (wrong.count == 0) {
+        wrong.first = ChunkIndex(chunk);
+    }
+    wrong.count += 1;
+}
+
+void audit_wrong(const TableFacts::Wrong& wrong, const char* what, Findings& findings) {
+    if (wrong.count != 0) {
+        findings.add(Severity::corruption, true,
+                     Error::make(kAny, "%s: %" PRIu64 ", the first is chunk %" PRIu64, what,
+                                 wrong.count, wrong.first.value));
+    }
+}
+
 }  // namespace
 
 void Findings::add(Severity severity, bool repairable, const Error& sentence) {
@@ -108,21 +123,98 @@ void audit_bitmap(uint64_t leftover_bits, Findings& findings) {
     }
 }
 
+EntryState SlotJudge::judge(uint32_t entry) {
+    if (entry == kNotStored) {
+        return EntryState::not_stored;
+    }
+    if (entry >= taken_.bits()) {
+        return EntryState::impossible;
+    }
+    if (entry >= inside_) {
+        return EntryState::past_end;
+    }
+    if (taken_.test(entry)) {
+        return EntryState::shared;
+    }
+    taken_.set(entry, uint64_t{entry} + 1);
+    return EntryState::stored;
+}
+
+uint64_t slots_inside(const Header& header, uint64_t data_length) {
+    const uint64_t storage = data_length - std::min(data_length, header.data_offset);
+    return std::min(header.slot_count(), storage / header.chunk_size);
+}
+
+uint64_t count_leftover_entries(const Header& header, uint64_t offset, ConstBytes piece) {
+    const uint64_t first = std::max(offset, header.chunk_count() * sizeof(uint32_t));
+    uint64_t leftover = 0;
+    for (uint64_t at = first; at < offset + piece.size(); at += sizeof(uint32_t)) {
+        leftover += load_le<uint32_t>(piece, at - offset) != kNotStored;
+    }
+    return leftover;
+}
+
+TableFacts judge_table(const ChunkTable& table, SlotJudge judge) {
+    TableFacts facts;
+    uint64_t expected = 0; /* behind the slot of the last stored chunk */
+    for (uint64_t chunk = 0; chunk < table.chunks(); ++chunk) {
+        const uint32_t entry = table.entry(ChunkIndex(chunk));
+        switch (judge.judge(entry)) {
+            case EntryState::not_stored:
+                break;
+            case EntryState::stored:
+                facts.fragments += facts.stored != 0 && entry != expected;
+                facts.stored += 1;
+                facts.slots_end = std::max(facts.slots_end, uint64_t{entry} + 1);
+                expected = uint64_t{entry} + 1;
+                break;
+            case EntryState::impossible:
+                note_wrong(facts.impossible, chunk);
+                break;
+            case EntryState::past_end:
+                note_wrong(facts.past_end, chunk);
+                break;
+            case EntryState::shared:
+                note_wrong(facts.shared, chunk);
+                break;
+        }
+    }
+    return facts;
+}
+
+void audit_table(const TableFacts& facts, Findings& findings) {
+    audit_wrong(facts.impossible, "chunks with a slot that cannot exist", findings);
+    audit_wrong(facts.past_end, "chunks with a slot behind the end of storage", findings);
+    audit_wrong(facts.shared, "chunks with a slot that another chunk has, too", findings);
+    if (facts.leftover != 0) {
+        findings.add(
+            Severity::leak, true,
+            Error::make(kAny, "%" PRIu64 " entries of the table are set that stand for no chunk",
+                        facts.leftover));
+    }
+}
+
 void audit_journal(const Header& header, const JournalFacts& facts, Findings& findings) {
     if (facts.plan.damaged) {
         findings.add(Severity::corruption, true,
                      Error::make(kAny,
                                  "journal units missing before the last group: %" PRIu64
-                                 ", first number %" PRIu64
-                                 "; blocks that only they name read as the base image",
+                                 ", first number %" PRIu64 "; what only they say is lost",
                                  facts.missing_units, facts.plan.end_sequence));
     }
     if (facts.foreign_units != 0) {
         findings.add(Severity::corruption, true,
                      Error::make(kAny,
-                                 "journal units that name blocks or tables which do not exist: "
-                                 "%" PRIu64,
+                                 "journal units that name blocks, chunks or slots which do not "
+                                 "exist: %" PRIu64,
                                  facts.foreign_units));
+    }
+    if (facts.displaced != 0) {
+        findings.add(Severity::note, false,
+                     Error::make(kAny,
+                                 "%" PRIu64 " chunks are not stored any more: a record behind the "
+                                 "missing units gave their slots to other chunks",
+                                 facts.displaced));
     }
     if (facts.newest_epoch > header.journal_epoch) {
         findings.add(

@@ -964,8 +964,14 @@ fvd_do_check(BlockDriverState *bs, BdrvCheckResult *result, BdrvCheckMode fix)
     result->corruptions_fixed = found.corruptions_fixed;
     result->leaks_fixed = found.leaks_fixed;
     result->image_end_offset = found.image_end_offset;
-    result->bfi.total_clusters = found.blocks;
-    result->bfi.allocated_clusters = found.blocks_here;
+    if (found.chunks) {
+        result->bfi.total_clusters = found.chunks;
+        result->bfi.allocated_clusters = found.chunks_stored;
+        result->bfi.fragmented_clusters = found.chunks_fragmented;
+    } else {
+        result->bfi.total_clusters = found.blocks;
+        result->bfi.allocated_clusters = found.blocks_here;
+    }
     return ret;
 }
 

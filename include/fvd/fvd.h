@@ -275,6 +275,8 @@ struct fvd_check_result {
     uint64_t corruptions, leaks, check_errors, corruptions_fixed, leaks_fixed;
     uint64_t image_end_offset;
     uint64_t blocks, blocks_here;
+    uint64_t chunks, chunks_stored; /* of a compact image, else 0 */
+    uint64_t chunks_fragmented;     /* stored ones that do not follow the one before them */
     uint64_t journal_units_pending; /* valid units that the next writable open replays */
 };
 enum fvd_fix { FVD_FIX_NONE = 0, FVD_FIX_LEAKS = 1, FVD_FIX_ERRORS = 2 };

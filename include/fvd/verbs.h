@@ -6,6 +6,7 @@
 #include "fvd/base/result.h"
 #include "fvd/engine/host.h"
 #include "fvd/format/layout.h"
+#include "fvd/format/recovery.h"
 #include "fvd/fvd.h"
 
 namespace fvd {
@@ -30,5 +31,18 @@ Error measure_image(const fvd_create_options& options, uint64_t data_bytes,
 Error check_image(Host& host, uint32_t fix, fvd_check_result* result);
 /** check_image() for an image of January 2011; EROFS for any fix. */
 Error check_heritage(Host& host, uint32_t fix, fvd_check_result* result);
+
+/**
+ * Give each chunk a slot of its own that exists, or none. The table in memory is changed, and its
+ * pages are marked; on disk nothing changes but slots that nobody uses:
+ *
+ * - a slot that the storage holds only in part gets the rest of its storage, if that is possible;
+ * - a chunk whose slot cannot exist or is lost is not stored any more;
+ * - of chunks that share a slot all but the first get a copy of it, so that each reads what it read
+ *   before.
+ *
+ * Copies are durable when this returns. After an error the table must not be written.
+ */
+Status repair_table(Host& host, const Header& header, ReplayTarget& target);
 
 }  // namespace fvd

@@ -62,12 +62,63 @@ uint64_t count_leftover_bits(const Header& header, uint64_t offset, ConstBytes p
 /** @p leftover_bits of the whole region. */
 void audit_bitmap(uint64_t leftover_bits, Findings& findings);
 
+/** What stands in an entry of the table. */
+enum class EntryState {
+    not_stored,
+    stored,
+    impossible, /* names a slot that no image of this size has */
+    past_end,   /* its slot does not lie wholly inside the storage of guest data */
+    shared,     /* a chunk before it has the same slot */
+};
+
+/** Judges the entries of a table one after the other. */
+class SlotJudge {
+  public:
+    /**
+     * Slots below @p inside lie wholly inside storage. @p taken, a clear bit for each slot that can
+     * exist, is the caller's memory.
+     */
+    SlotJudge(BlockBitmap taken, uint64_t inside) : taken_(taken), inside_(inside) {}
+    /** A slot that is not impossible, past the end or shared is taken by this. */
+    EntryState judge(uint32_t entry);
+    const BlockBitmap& taken() const { return taken_; }
+
+  private:
+    BlockBitmap taken_;
+    uint64_t inside_;
+};
+
+/** Slots that lie wholly inside storage of guest data of this length. */
+uint64_t slots_inside(const Header& header, uint64_t data_length);
+
+/** Entries in a piece of the table's home that stand for no chunk and say anything but "not
+ * stored"; @p offset within the region. */
+uint64_t count_leftover_entries(const Header& header, uint64_t offset, ConstBytes piece);
+
+/** What a pass over the whole table, with the journal's records applied, found. */
+struct TableFacts {
+    uint64_t stored = 0;    /* entries that are as they should be */
+    uint64_t fragments = 0; /* of those: not in the slot behind that of the one before */
+    uint64_t slots_end = 0; /* behind the highest slot in use */
+    uint64_t leftover = 0;  /* entries for which there is no chunk */
+    struct Wrong {
+        uint64_t count = 0;
+        ChunkIndex first;
+    } impossible, past_end, shared;
+};
+
+/** Judges all entries; leftovers are the caller's to count. */
+TableFacts judge_table(const ChunkTable& table, SlotJudge judge);
+
+void audit_table(const TableFacts& facts, Findings& findings);
+
 /** What a pass over the whole ring found. */
 struct JournalFacts {
     ReplayPlan plan{};
     uint64_t valid_units = 0;   /* of the header's epoch */
     uint64_t missing_units = 0; /* between the tail and the newest unit, where plan.damaged */
-    uint64_t foreign_units = 0; /* valid, but naming blocks that do not exist */
+    uint64_t foreign_units = 0; /* valid, but naming what does not exist */
+    uint64_t displaced = 0;     /* chunks whose slot a later record gave to another one */
     uint64_t newest_epoch = 0;  /* of any unit with a right checksum */
 };
 

@@ -228,12 +228,12 @@ INSTANTIATE_TEST_SUITE_P(
              .valid_units = 4,
              .missing_units = 2},
             false,
-            "journal units missing before the last group: 2, first number 5; blocks that only "
-            "they name read as the base image"},
+            "journal units missing before the last group: 2, first number 5; what only they say "
+            "is lost"},
         JournalCase{"Foreign",
                     {.valid_units = 1, .foreign_units = 1},
                     false,
-                    "journal units that name blocks or tables which do not exist: 1"},
+                    "journal units that name blocks, chunks or slots which do not exist: 1"},
         JournalCase{
             "NewerThanTheHeader",
             {.newest_epoch = 2},
