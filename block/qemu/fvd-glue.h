@@ -95,6 +95,7 @@ struct BDRVFvdState {
     uint32_t block_size; /* 0: no block can come from the backing file */
     bool baseless;       /* made without a base: none can be put below it */
     bool never_writable; /* of January 2011 */
+    bool compact;        /* what is not stored reads as zeros, wherever the file lies */
 
     /* Guarded by tasks.lock. */
     FvdTimer timers[FVD_TIMER_COUNT];

@@ -105,6 +105,7 @@ static void fvd_take_over_info(BlockDriverState *bs,
     s->block_size = info->bitmap_size && !info->base_fully_prefetched &&
                     !info->never_writable ? info->block_size : 0;
     s->baseless = info->bitmap_size == 0 && !info->base_img[0];
+    s->compact = info->table_size != 0;
     bs->total_sectors = info->virtual_size / BDRV_SECTOR_SIZE;
 
     if (!g_str_equal(base, bs->backing_file)) {
@@ -786,11 +787,17 @@ static int GRAPH_RDLOCK fvd_check_perm(BlockDriverState *bs, uint64_t perm,
     return 0;
 }
 
-/* What was never written reads as zeros exactly where the data lies so. */
+/*
+ * What was never written reads as zeros exactly where the data lies so. In a
+ * compact image it has no place, or one that create made zeros.
+ */
 static int GRAPH_RDLOCK fvd_has_zero_init(BlockDriverState *bs)
 {
     BDRVFvdState *s = bs->opaque;
 
+    if (s->compact) {
+        return 1;
+    }
     if (s->has_data_file) {
         return s->data_file ? bdrv_has_zero_init(s->data_file->bs) : 0;
     }
@@ -872,6 +879,14 @@ fvd_get_specific_info(BlockDriverState *bs, Error **errp)
         .base_size = info->base_size,
         .data_file = fvd_text_or_null(info->data_file),
         .data_offset = info->data_offset,
+        .has_chunk_size = info->table_size != 0,
+        .chunk_size = info->chunk_size,
+        .has_storage_grow_unit = info->table_size != 0,
+        .storage_grow_unit = info->storage_grow_unit,
+        .has_chunks = info->started && info->table_size != 0,
+        .chunks = info->chunks,
+        .has_chunks_stored = info->started && info->table_size != 0,
+        .chunks_stored = info->chunks_stored,
         .journal_size = info->journal_size,
         .journal_unit = info->journal_unit,
         .journal_epoch = info->journal_epoch,

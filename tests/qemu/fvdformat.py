@@ -181,6 +181,34 @@ class Journal:
         return load(self.path, self.offset + place % self.units() * self.unit, self.unit)
 
 
+# ---------------------------------------------------------------- table
+
+NOT_STORED = 0xFFFFFFFF
+
+
+class Table:
+    """Entries of a compact image at home; the journal's records are not looked at."""
+
+    def __init__(self, path):
+        self.path = path
+        self.offset, self.size = field_of(path, "table_offset"), field_of(path, "table_size")
+        self.chunk_size = field_of(path, "chunk_size")
+        self.data_offset = field_of(path, "data_offset")
+        self.chunks = -(-field_of(path, "virtual_disk_size") // self.chunk_size)
+
+    def entries(self):
+        data = load(self.path, self.offset, self.size)
+        return list(struct.unpack(f"<{self.size // 4}I", data))
+
+    def slots(self):
+        """chunk: slot, of those that are stored"""
+        return {chunk: slot for chunk, slot in enumerate(self.entries()[:self.chunks])
+                if slot != NOT_STORED}
+
+    def put(self, chunk, entry):
+        store(self.path, self.offset + 4 * chunk, struct.pack("<I", entry))
+
+
 # ---------------------------------------------------------------- whole images
 
 def build(path, size, *, base="", base_fmt="", base_size=0, block_size=4096, bitmap=b"",

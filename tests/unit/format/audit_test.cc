@@ -208,6 +208,100 @@ struct JournalCase {
     const char* sentence;
 };
 
+/* ------------------------------------------------------------------ tables */
+
+Header compact_header() {
+    LayoutRequest request;
+    request.virtual_size = 16 * 4096;
+    request.compact = true;
+    request.chunk_size = 4096;
+    return plan_layout(request).value();
+}
+
+TableFacts facts_of(std::vector<uint32_t> entries, uint64_t inside) {
+    uint64_t word = 0;
+    return judge_table(ChunkTable(entries),
+                       SlotJudge(BlockBitmap({&word, 1}, entries.size()), inside));
+}
+
+TEST(JudgeTable, GoodOnes) {
+    const TableFacts facts = facts_of({kNotStored, 2, 3, kNotStored, 0, 1}, 4);
+    EXPECT_EQ(facts.stored, 4u);
+    EXPECT_EQ(facts.fragments, 1u);
+    EXPECT_EQ(facts.slots_end, 4u);
+    EXPECT_EQ(facts.impossible.count + facts.past_end.count + facts.shared.count, 0u);
+    EXPECT_EQ(facts_of({}, 0).stored, 0u);
+    EXPECT_EQ(facts_of({5, 4, 3, 2, 1, 0}, 6).fragments, 5u);
+}
+
+TEST(JudgeTable, EachFaultIsCountedWhereItIs) {
+    const TableFacts facts = facts_of({0, 6, 4, 5, 0, 0, kNotStored - 1}, 5);
+    EXPECT_EQ(facts.stored, 2u);
+    EXPECT_EQ(facts.impossible.count, 1u) << "seven slots are numbered up to 6";
+    EXPECT_EQ(facts.impossible.first, ChunkIndex(6));
+    EXPECT_EQ(facts.past_end.count, 2u);
+    EXPECT_EQ(facts.past_end.first, ChunkIndex(1));
+    EXPECT_EQ(facts.shared.count, 2u);
+    EXPECT_EQ(facts.shared.first, ChunkIndex(4));
+}
+
+TEST(JudgeTable, SlotsInsideAreWhole) {
+    const Header header = compact_header();
+    const uint64_t at = header.data_offset;
+    EXPECT_EQ(slots_inside(header, 0), 0u);
+    EXPECT_EQ(slots_inside(header, at), 0u);
+    EXPECT_EQ(slots_inside(header, at + 4095), 0u);
+    EXPECT_EQ(slots_inside(header, at + 4096), 1u);
+    EXPECT_EQ(slots_inside(header, at + 16 * 4096), 16u);
+    EXPECT_EQ(slots_inside(header, UINT64_MAX), 16u);
+}
+
+TEST(JudgeTable, LeftoversAreBehindTheLastChunk) {
+    const Header header = compact_header();
+    std::vector<uint32_t> entries(32, 0);
+    std::vector<std::byte> piece(128);
+    ChunkTable(entries).store(0, piece);
+    EXPECT_EQ(count_leftover_entries(header, 0, piece), 16u);
+    EXPECT_EQ(count_leftover_entries(header, 64, ConstBytes(piece).first(64)), 16u);
+    EXPECT_EQ(count_leftover_entries(header, 0, ConstBytes(piece).first(64)), 0u);
+    store_le<uint32_t>(piece, 64, kNotStored);
+    EXPECT_EQ(count_leftover_entries(header, 0, piece), 15u);
+}
+
+TEST(AuditTable, OneFindingAKind) {
+    Findings findings;
+    audit_table({}, findings);
+    EXPECT_TRUE(findings.list().empty());
+    TableFacts facts;
+    facts.impossible = {2, ChunkIndex(7)};
+    facts.past_end = {1, ChunkIndex(0)};
+    facts.shared = {3, ChunkIndex(9)};
+    facts.leftover = 5;
+    audit_table(facts, findings);
+    EXPECT_EQ(findings.repairable(Severity::corruption), 3u);
+    EXPECT_EQ(findings.repairable(Severity::leak), 1u);
+    const char* const sentences[] = {
+        "chunks with a slot that cannot exist: 2, the first is chunk 7",
+        "chunks with a slot behind the end of storage: 1, the first is chunk 0",
+        "chunks with a slot that another chunk has, too: 3, the first is chunk 9",
+        "5 entries of the table are set that stand for no chunk"};
+    ASSERT_EQ(findings.list().size(), 4u);
+    for (size_t i = 0; i < 4; ++i) {
+        EXPECT_STREQ(findings.list()[i].text, sentences[i]);
+    }
+}
+
+TEST(AuditJournal, DisplacedChunksAreNoted) {
+    Findings findings;
+    audit_journal(sample_header(), {.displaced = 2}, findings);
+    EXPECT_EQ(findings.count(Severity::note), 1u);
+    EXPECT_EQ(findings.count(Severity::corruption), 0u);
+    EXPECT_EQ(
+        only_text(findings),
+        "2 chunks are not stored any more: a record behind the missing units gave their slots "
+        "to other chunks");
+}
+
 class AuditJournalFault : public testing::TestWithParam<JournalCase> {};
 
 TEST_P(AuditJournalFault, IsARepairableCorruption) {

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "fvd/format/chunk_table.h"
 #include "fvd/format/journal_unit.h"
 #include "fvd/format/limits.h"
 #include "samples.h"
@@ -287,6 +288,32 @@ TEST(FormatDoc, Limits) {
         documented[row.cells[0]] = number(row.cells[1]);
     }
     EXPECT_EQ(documented, limits);
+}
+
+TEST(FormatDoc, FieldsOfACompactImage) {
+    LayoutRequest request;
+    request.virtual_size = limits::kGiB;
+    request.compact = true;
+    request.journal_size = limits::kMiB;
+    const Block header(plan_layout(request).value());
+    const auto rows = Document().table("compact-fields");
+    EXPECT_EQ(rows.size(), 7u);
+    for (const Row& row : rows) {
+        ASSERT_EQ(row.cells.size(), 3u);
+        EXPECT_EQ(number(row.cells[0]), Block::field(row.cells[1]).offset);
+        EXPECT_EQ(number(row.cells[2]), header.get(row.cells[1])) << row.cells[1];
+    }
+}
+
+TEST(FormatDoc, DumpOfATable) {
+    std::vector<uint32_t> entries(1024);
+    ChunkTable table(entries);
+    table.clear_all();
+    table.set(ChunkIndex(3), SlotIndex(0));
+    table.set(ChunkIndex(1), SlotIndex(2));
+    std::vector<std::byte> region(4096);
+    table.store(0, region);
+    EXPECT_EQ(Document().code("table-dump"), hexdump(region));
 }
 
 /** Each row spoils the header of the dump; what decoding or placing it says is the sentence. */
