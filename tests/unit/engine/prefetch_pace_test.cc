@@ -241,6 +241,31 @@ PaceTime get_acquainted(PrefetchPace& pace, PaceTime now, PaceTime takes = kMs) 
     return now;
 }
 
+/* All that is issued comes back after a time; nothing else happens. */
+PaceTime run_for(PrefetchPace& pace, PaceTime now, PaceTime span, PaceTime takes) {
+    std::deque<PaceTicket> in_flight;
+    const PaceTime end = now + span;
+    while (now < end) {
+        const PaceDecision decision = pace.decide(now);
+        if (decision.reason == PaceReason::none) {
+            in_flight.push_back(pace.issued(now, decision.bytes));
+            continue;
+        }
+        const PaceTime back = in_flight.empty() ? kPaceNever : in_flight.front().issued + takes;
+        now = std::max(now, std::min({decision.until, back, end}));
+        if (now == back) {
+            pace.fetched(now, in_flight.front(), true);
+            pace.stored(now, in_flight.front().bytes, true);
+            in_flight.pop_front();
+        }
+    }
+    for (const PaceTicket& ticket : in_flight) {
+        pace.fetched(now, ticket, true);
+        pace.stored(now, ticket.bytes, true);
+    }
+    return now;
+}
+
 TEST(PrefetchPace, EachReasonHoldsAndNamesItsEnd) {
     PrefetchPace off({.start_delay = -1}, kGranule, 1, 0);
     EXPECT_EQ(off.decide(99 * kSecond).reason, PaceReason::off);
@@ -310,15 +335,22 @@ TEST(PrefetchPace, StoreErrorBacksOffToo) {
     pace.stored(2 * kMs, ticket.bytes, false);
     const PaceDecision held = pace.decide(2 * kMs);
     EXPECT_EQ(held.reason, PaceReason::store_error);
-    EXPECT_EQ(pace.decide(held.until).reason, PaceReason::none);
     EXPECT_EQ(pace.report(2 * kMs).store_errors, 1U);
+    /* One small request until one was stored; then as before. */
+    const PaceDecision probe = pace.decide(held.until);
+    EXPECT_EQ(probe.bytes, kGranule);
+    pace.fetched(held.until, pace.issued(held.until, probe.bytes), true);
+    EXPECT_EQ(pace.decide(held.until).reason, PaceReason::store_error);
+    pace.stored(held.until + kMs, probe.bytes, true);
+    (void)pace.issued(held.until + kMs, pace.decide(held.until + kMs).bytes);
+    EXPECT_NE(pace.decide(held.until + kMs).reason, PaceReason::store_error);
 }
 
 TEST(PrefetchPace, MemoryIsBoundedWhenStoringStalls) {
     PaceParameters parameters = at_once();
     parameters.max_in_flight = 1024 * 1024;
     PrefetchPace pace(parameters, kGranule, 1, 0);
-    PaceTime now = get_acquainted(pace, 0);
+    PaceTime now = run_for(pace, 0, kSecond, kMs); /* the window is as large as it may be */
     std::deque<PaceTicket> in_flight;
     PaceDecision decision;
     for (int i = 0; i < 10000; i++) {
@@ -326,7 +358,7 @@ TEST(PrefetchPace, MemoryIsBoundedWhenStoringStalls) {
         if (decision.reason == PaceReason::none) {
             in_flight.push_back(pace.issued(now, decision.bytes));
         } else if (!in_flight.empty()) {
-            now += kMs;
+            now = std::max(now, in_flight.front().issued + kMs);
             pace.fetched(now, in_flight.front(), true);
             in_flight.pop_front();
         } else {
@@ -366,6 +398,47 @@ TEST(PrefetchPace, NothingIsSentInFrontOfAGuestThatReadsOneByOne) {
     }
     EXPECT_GE(sent, kGranule);
     EXPECT_LE(sent, 4 * kGranule); /* nothing but latency is known of this base */
+}
+
+TEST(PrefetchPace, BelowTheMinimumItPausesForARandomTimeAndGoesOn) {
+    PaceParameters parameters = at_once();
+    parameters.min_read_throughput = limits::kMaxPrefetchThroughput; /* half of what was possible */
+    parameters.throttle_time = 1000;
+    PrefetchPace pace(parameters, kGranule, 1, 0);
+    PaceTime now = run_for(pace, 0, 10 * kSecond, kMs); /* as fast as memory allows */
+    /* The base becomes a hundred times as slow. */
+    PaceTime longest = 0;
+    for (int i = 0; i < 100; i++) {
+        now = run_for(pace, now, kSecond, 100 * kMs);
+        const PaceDecision decision = pace.decide(now);
+        if (decision.reason == PaceReason::below_minimum) {
+            ASSERT_NE(decision.until, kPaceNever);
+            longest = std::max(longest, decision.until - now);
+            now = decision.until;
+            EXPECT_NE(pace.decide(now).reason, PaceReason::below_minimum);
+        }
+    }
+    EXPECT_GT(pace.report(now).holds[static_cast<size_t>(PaceReason::below_minimum)], 0U);
+    EXPECT_LE(longest, kSecond + kMs);
+}
+
+TEST(PrefetchPace, WhatHarmsTheGuestIsSlowedDownAlsoWhereNoQueueShows) {
+    const auto share_after = [](PaceTime beside) {
+        PrefetchPace pace(at_once(), kGranule, 1, 0);
+        PaceTime now = run_for(pace, 0, kSecond, 2 * kMs);
+        for (int i = 0; i < 2000; i++) {
+            const uint64_t before = pace.report(now).fetched;
+            const PaceGuestTicket guest = pace.guest_begun(now, 4096);
+            run_for(pace, now, 2 * kMs - 1, kMs);
+            const bool alone = pace.report(now).fetched == before;
+            now += alone ? 2 * kMs : beside;
+            pace.guest_ended(now, guest, true);
+            now += 20'000;
+        }
+        return pace.report(now).share;
+    };
+    EXPECT_GT(share_after(2 * kMs), 0.9);
+    EXPECT_LT(share_after(3 * kMs), 0.2);
 }
 
 TEST(PrefetchPace, AQuietGuestIsIdleAfterItsTime) {
@@ -441,7 +514,7 @@ class AnyEvents {
                 store(below(20) != 0);
                 break;
             case 8:
-                guest_.push_back(pace_->guest_begun(now_, 512 << below(12)));
+                guest_.push_back(pace_->guest_begun(now_, uint64_t{512} << below(12)));
                 break;
             case 9:
             case 10:
@@ -498,6 +571,9 @@ class AnyEvents {
         any.start_delay = static_cast<int64_t>(below(3));
         if (any.max_read_throughput != 0) { /* small limits are the interesting ones */
             any.max_read_throughput = 1 + static_cast<int64_t>(below(100000));
+        }
+        if (any.max_in_flight != 0) { /* so is little memory */
+            any.max_in_flight = 65536 + static_cast<int64_t>(below(1 << 20));
         }
         return resolved(any);
     }
