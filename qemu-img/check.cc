@@ -469,8 +469,11 @@ Status Checker::settle() {
         std::min(std::max(header.journal_epoch, journal_.newest_epoch) + 1, limits::kMaxCounter);
     header.autoclear_features &= kKnownAutoclear;
     HeaderSlot first = HeaderSlot::copy; /* heal_headers() made both good */
-    bool flush_failed = false;
-    return update_header(host_, header, &first, &flush_failed);
+    const auto flush = [](void* host, Event event) {
+        static_cast<Host*>(host)->announce(event);
+        return static_cast<Host*>(host)->flush(FVD_FILE_IMAGE);
+    };
+    return update_header(host_, header, &first, flush, &host_);
 }
 
 /**

@@ -19,13 +19,13 @@ constexpr uint64_t kHomeWriteBytes = 256 * 1024;
 
 }  // namespace
 
+/* A request's own flush may fail while the header is written: the update must end there (I13). */
 Status Committer::save_header() {
-    bool flush_failed = false;
-    const Status status = update_header(host_, header_, &first_slot_, &flush_failed);
-    if (flush_failed) {
-        fail("a flush of the header");
-    }
-    return status;
+    const auto flush = [](void* self, Event event) {
+        return static_cast<Committer*>(self)->flush_file(FVD_FILE_IMAGE, event,
+                                                         "a flush of the header");
+    };
+    return update_header(host_, header_, &first_slot_, flush, this);
 }
 
 /* Under the mutex, because management may be looking at the header meanwhile. */

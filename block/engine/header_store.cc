@@ -45,8 +45,8 @@ constexpr Step kSteps[] = {
 
 }  // namespace
 
-Status update_header(Host& host, Header& header, HeaderSlot* first, bool* flush_failed) {
-    *flush_failed = false;
+Status update_header(Host& host, Header& header, HeaderSlot* first, FlushHeader flush,
+                     void* owner) {
     if (FVD_PLANT(header_copy_always_first)) {
         *first = HeaderSlot::copy;
     }
@@ -66,10 +66,9 @@ Status update_header(Host& host, Header& header, HeaderSlot* first, bool* flush_
         if (!status.ok()) {
             return status;
         }
-        host.announce(step.flush_event);
-        status = FVD_PLANT(header_without_flush) && i == 0 ? Status() : host.flush(FVD_FILE_IMAGE);
+        status =
+            FVD_PLANT(header_without_flush) && i == 0 ? Status() : flush(owner, step.flush_event);
         if (!status.ok()) {
-            *flush_failed = true;
             return status;
         }
         /* This one is good now; the other may be cut. */

@@ -104,12 +104,22 @@ bool audit_regions(const Header& header, uint64_t file_length, uint64_t data_len
 
 uint64_t count_leftover_bits(const Header& header, uint64_t offset, ConstBytes piece) {
     const uint64_t blocks = header.block_count();
+    const uint64_t begin = std::max(offset, blocks / 8); /* what may hold bits of no block */
+    if (begin >= offset + piece.size()) {
+        return 0;
+    }
+    ConstBytes rest = piece.subspan(begin - offset);
     uint64_t leftover = 0;
-    const uint64_t first_byte = blocks / 8; /* the first that may hold bits of no block */
-    for (uint64_t byte = std::max(offset, first_byte); byte < offset + piece.size(); ++byte) {
-        const uint64_t used = byte == first_byte ? blocks % 8 : 0;
-        const auto bits = static_cast<unsigned>(piece[byte - offset]) >> used;
-        leftover += static_cast<uint64_t>(std::popcount(bits));
+    if (begin == blocks / 8) {
+        leftover =
+            static_cast<uint64_t>(std::popcount(static_cast<unsigned>(rest[0]) >> blocks % 8));
+        rest = rest.subspan(1);
+    }
+    if (all_zero(rest)) {
+        return leftover; /* as in every image that is well */
+    }
+    for (const std::byte byte : rest) {
+        leftover += static_cast<uint64_t>(std::popcount(static_cast<unsigned>(byte)));
     }
     return leftover;
 }

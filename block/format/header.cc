@@ -276,10 +276,6 @@ Error decode_flag(const Field& field, uint32_t stored, Header& header) {
     return Error::none();
 }
 
-bool all_zero(ConstBytes bytes) {
-    return std::all_of(bytes.begin(), bytes.end(), [](std::byte b) { return b == std::byte{0}; });
-}
-
 Error decode_text(const Field& field, ConstBytes stored, Header& header) {
     const char* name = field.place.name;
     const auto end = std::find(stored.begin(), stored.end(), std::byte{0});

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "fvd/format/journal_unit.h"
 
-#include <algorithm>
 
 #include "fvd/base/arith.h"
 #include "fvd/base/crc32c.h"
@@ -37,10 +36,6 @@ uint32_t unit_crc(ConstBytes unit, const ImageId& image_id) {
 
 bool is_unit_size(size_t size) {
     return size == 512 || size == 4096;
-}
-
-bool all_zero(ConstBytes bytes) {
-    return std::all_of(bytes.begin(), bytes.end(), [](std::byte b) { return b == std::byte{0}; });
 }
 
 UnitHeader load_header(ConstBytes unit) {

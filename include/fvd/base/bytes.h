@@ -47,4 +47,10 @@ void store_le(MutableBytes bytes, size_t offset, T v) {
     std::memcpy(bytes.data() + offset, &v, sizeof(T));
 }
 
+/** Nothing but zeros; true of no bytes at all. */
+inline bool all_zero(ConstBytes bytes) {
+    return bytes.empty() || (bytes[0] == std::byte{0} &&
+                             std::memcmp(bytes.data(), bytes.data() + 1, bytes.size() - 1) == 0);
+}
+
 }  // namespace fvd

@@ -31,9 +31,12 @@ class [[nodiscard]] Status {
 /** A negative errno with the sentence a user will read. The text is cut, never overrun. */
 struct [[nodiscard]] Error {
     static constexpr size_t kTextSize = 400;
-    int code = 0; /* negative errno; 0 means "no error" */
-    char text[kTextSize] = {};
+    int code = 0;         /* negative errno; 0 means "no error" */
+    char text[kTextSize]; /* what follows the first NUL means nothing */
 
+    /* Most errors are none: clearing all of the text would be the dearest part of decoding a
+     * header. */
+    Error() { text[0] = '\0'; }
     /** printf-style. @p code is a negative errno. */
     [[gnu::format(printf, 2, 3)]] static Error make(int code, const char* format, ...);
     static Error none() { return Error{}; }

@@ -22,6 +22,9 @@ inline HeaderSlot expendable_slot(const ChosenHeader& chosen) {
 /** Read both copies and choose. EIO when they cannot be read; decode errors as choose_header(). */
 Result<ChosenHeader> load_header(Host& host);
 
+/** How an update makes a copy durable. An error ends the update. */
+using FlushHeader = Status (*)(void* owner, Event event);
+
 /**
  * Make @p header durable under a new generation, which it is given here. The generation grows even
  * when this fails, so that a retry never writes a second content under one number. After an error
@@ -30,9 +33,8 @@ Result<ChosenHeader> load_header(Host& host);
  * The generation changes under the host's mutex; nobody else may change the header meanwhile.
  *
  * @p first is the slot to write first, and becomes the one that the next update has to write first.
- * @p flush_failed is set when it was a flush that failed: then nothing is known about what earlier
- * writes became, and the caller must not go on (rule R13).
+ * @p flush is called with @p owner; it may refuse where a flush beside it failed (rule R13).
  */
-Status update_header(Host& host, Header& header, HeaderSlot* first, bool* flush_failed);
+Status update_header(Host& host, Header& header, HeaderSlot* first, FlushHeader flush, void* owner);
 
 }  // namespace fvd
