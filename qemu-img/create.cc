@@ -369,18 +369,32 @@ Error write_header(Host& host, const Header& header) {
     }
     encode_header(header, both.bytes().first(kHeaderSize));
     encode_header(header, both.bytes().last(kHeaderSize));
-    Status status = write_bytes(host, FVD_FILE_IMAGE, kHeaderPrimaryOffset, both.bytes());
+    /* A header that a power cut leaves would be believed: what it names is durable before. */
+    Status status = host.flush(FVD_FILE_IMAGE);
+    if (status.ok()) {
+        status = write_bytes(host, FVD_FILE_IMAGE, kHeaderPrimaryOffset, both.bytes());
+    }
     if (status.ok()) {
         status = host.flush(FVD_FILE_IMAGE);
     }
     return status.ok() ? Error::none() : failed(status, "the header cannot be written");
 }
 
+/* What was here before may be an image: it stops being one before anything of it is lost. */
+Status zero_metadata(Host& host, const Header& header) {
+    Status status = zero_range(host, FVD_FILE_IMAGE, 0, kHeaderRegionSize);
+    if (status.ok()) {
+        status = host.flush(FVD_FILE_IMAGE);
+    }
+    return status.ok() ? zero_range(host, FVD_FILE_IMAGE, kHeaderRegionSize,
+                                    regions_of(header).metadata_end())
+                       : status;
+}
+
 Error write_metadata(Host& host, Header& header, const fvd_create_options& options, bool image_zero,
                      bool data_zero) {
     if (!image_zero) {
-        const uint64_t end = regions_of(header).metadata_end();
-        if (Status status = zero_range(host, FVD_FILE_IMAGE, 0, end); !status.ok()) {
+        if (Status status = zero_metadata(host, header); !status.ok()) {
             return failed(status, "metadata cannot be zeroed");
         }
     }
