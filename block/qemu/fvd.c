@@ -770,6 +770,25 @@ static void GRAPH_RDLOCK fvd_refresh_limits(BlockDriverState *bs, Error **errp)
 }
 
 /*
+ * What stands where in the data file of a compact image is the image's own
+ * business, as with metadata: space of freed slots goes back when the image is
+ * closed, and no guest asks for that any more.
+ */
+static void fvd_child_perm(BlockDriverState *bs, BdrvChild *child,
+                           BdrvChildRole role, BlockReopenQueue *queue,
+                           uint64_t perm, uint64_t shared,
+                           uint64_t *child_perm, uint64_t *child_shared)
+{
+    BDRVFvdState *s = bs->opaque;
+
+    if (s->compact && role & BDRV_CHILD_DATA) {
+        role |= BDRV_CHILD_METADATA;
+    }
+    bdrv_default_perms(bs, child, role, queue, perm, shared, child_perm,
+                       child_shared);
+}
+
+/*
  * An image that was made without a base has nowhere to note what a base could
  * serve. To put one below it would have no effect where the user expects the
  * base's data.
@@ -1043,7 +1062,7 @@ static BlockDriver bdrv_fvd = {
     .bdrv_reopen_prepare        = fvd_reopen_prepare,
     .bdrv_reopen_commit_post    = fvd_reopen_commit_post,
     .bdrv_reopen_abort          = fvd_reopen_abort,
-    .bdrv_child_perm            = bdrv_default_perms,
+    .bdrv_child_perm            = fvd_child_perm,
     .bdrv_check_perm            = fvd_check_perm,
     .bdrv_inactivate            = fvd_inactivate,
     .bdrv_co_invalidate_cache   = fvd_co_invalidate_cache,

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "fvd/base/crc32c.h"
+#include "fvd/format/chunk_table.h"
 #include "fvd/format/journal_unit.h"
 
 extern "C" size_t LLVMFuzzerMutate(uint8_t* data, size_t size, size_t max_size);
@@ -148,8 +149,9 @@ void make_unit(const Step& step, MutableBytes unit, const ImageId& id, uint64_t 
     const uint64_t count = 1 + (step.value >> 16 & 0x3FF);
     writer.add_bitmap({BlockIndex(first), BlockIndex(first + count)});
     if ((step.value >> 26 & 3) == 3) {
-        const uint32_t entries[] = {1, 2, 3};
-        writer.add_table(ChunkIndex(step.value >> 40), std::span(entries).first(1 + step.a % 3));
+        const uint32_t entries[] = {step.a, kNotStored, static_cast<uint32_t>(step.value >> 40)};
+        writer.add_table(ChunkIndex(step.value >> 40 & 0x7FF),
+                         std::span(entries).first(1 + step.a % 3));
     }
     UnitHeader header;
     header.epoch = epoch + (step.b & 3) - ((step.b & 3) == 3 ? 4 : 0); /* 0, 1, 2, -1 */

@@ -234,6 +234,7 @@ namespace {
 constexpr uint64_t kRing = 64;
 constexpr size_t kUnit = 512;
 constexpr uint64_t kBits = 40000;
+constexpr uint64_t kChunks = 2000;
 
 struct Ring {
     std::array<std::byte, kRing * kUnit> bytes;
@@ -253,14 +254,18 @@ void check_plan(const JournalScan& scan, const ReplayPlan& plan) {
 void replay(Ring& ring, const ReplayPlan& plan, const ImageId& id) {
     static std::array<uint64_t, BlockBitmap::bits_to_words(kBits)> words;
     words.fill(0);
-    uint64_t pages = 0;
-    ReplayTarget target{BlockBitmap(words, kBits), BlockBitmap({&pages, 1}, 2)};
+    static std::array<uint32_t, kChunks> entries;
+    entries.fill(kNotStored);
+    uint64_t pages = 0, entry_pages = 0;
+    ReplayTarget target{BlockBitmap(words, kBits), BlockBitmap({&pages, 1}, 2), ChunkTable(entries),
+                        BlockBitmap({&entry_pages, 1}, 2), kChunks};
     for (uint64_t s = plan.first_sequence; s < plan.end_sequence; s++) {
         const auto view = UnitView::decode(ring.unit(s % kRing), id);
         FUZZ_CHECK(view.has_value());
         const uint64_t before = target.bitmap.count();
-        if (!apply_unit(*view, target)) {
-            FUZZ_CHECK(target.bitmap.count() == before); /* all or nothing */
+        const uint64_t stored = target.table.stored();
+        if (!apply_unit(*view, target)) { /* all or nothing */
+            FUZZ_CHECK(target.bitmap.count() == before && target.table.stored() == stored);
             return;
         }
     }
@@ -268,6 +273,10 @@ void replay(Ring& ring, const ReplayPlan& plan, const ImageId& id) {
         const uint64_t end = std::min(kBits, (page + 1) * kBlocksPerPage);
         FUZZ_CHECK(target.dirty_pages.test(page) ==
                    target.bitmap.any_set(page * kBlocksPerPage, end));
+    }
+    for (uint64_t chunk = 0; chunk < kChunks; chunk++) {
+        FUZZ_CHECK(entries[chunk] == kNotStored || entries[chunk] < kChunks);
+        FUZZ_CHECK(entries[chunk] == kNotStored || target.dirty_entries.test(chunk / kChunksPerPage));
     }
 }
 

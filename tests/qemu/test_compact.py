@@ -7,6 +7,7 @@ import random
 import zlib
 
 import fvdformat
+from qmp import Daemon, QmpError, file_node
 from support import (KIB, MIB, TIB, ImageTest, allocated, digests, limit, only_fvd, patterned, seed,
                      truncate, write_file)
 from test_differential import LARGE, SIZE, Differential
@@ -118,6 +119,26 @@ class Create(CompactTest):
         self.assertEqual(len(self.slots()), 4)
         self.assert_reads("disk.img", content)
         self.check("disk.img")
+
+
+@only_fvd
+class CreateJob(CompactTest):
+    def test_blockdev_create_takes_the_same_options(self):
+        daemon = Daemon(self)
+        daemon.monitor.run_create_job("file", {"driver": "file", "filename": "disk.img", "size": 0})
+        daemon.command("blockdev-add", node_name="file0", **file_node("disk.img"))
+        daemon.monitor.run_create_job("fvd", {
+            "driver": "fvd", "file": "file0", "size": DISK, "compact-image": True,
+            "chunk-size": CHUNK, "storage-grow-unit": 2 * CHUNK, "preallocation": "metadata"})
+        with self.assertRaisesRegex(QmpError, "chunk_size is 4097 bytes"):
+            daemon.monitor.run_create_job("bad", {
+                "driver": "fvd", "file": "file0", "size": DISK, "compact-image": True,
+                "chunk-size": 4097})
+        daemon.quit()
+        table = fvdformat.Table("disk.img")
+        self.assertEqual(table.chunk_size, CHUNK)
+        self.assertEqual(fvdformat.field_of("disk.img", "storage_grow_unit"), 2 * CHUNK)
+        self.assertEqual(table.slots(), {n: n for n in range(DISK // CHUNK)})
 
 
 # ---------------------------------------------------------------- measure
