@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #pragma once
 /*
- * A world for one task whose files are small flat buffers that outlive an execution. It holds the core
- * to what every adapter relies on: no I/O under the mutex, nothing written outside a file, no write to
- * a base, bounded memory and a bounded number of calls.
+ * A world for one task whose files are small flat buffers that outlive an execution. It holds the
+ * core to what every adapter relies on: no I/O under the mutex, nothing written outside a file, no
+ * write to a base, bounded memory and a bounded number of calls.
  */
 
 #include <algorithm>
@@ -23,7 +23,8 @@ namespace fvd::fuzz {
 class FlatHost final : public Host {
   public:
     static constexpr uint64_t kCapacity = 2 << 20;
-    /* Files are at most kCapacity long, so whatever an image says, no more than this is justified. */
+    /* Files are at most kCapacity long, so whatever an image says, no more than this is justified.
+     */
     static constexpr uint64_t kMostMemory = 16 << 20;
     static constexpr uint64_t kMostCalls = 200000;
 
@@ -52,9 +53,9 @@ class FlatHost final : public Host {
 
     FlatFile files[3];
     bool separate_data = false;
-    bool read_only = false;   /* a write is a bug */
-    int64_t fail_call = -1;   /* calls until one fails; -1: none does */
-    bool fail_on = false;     /* and all later ones too */
+    bool read_only = false;    /* a write is a bug */
+    int64_t fail_call = -1;    /* calls until one fails; -1: none does */
+    bool fail_on = false;      /* and all later ones too */
     bool zero_in_place = true; /* a zero write that must not fall back is possible */
     bool zero_init = true;
     uint64_t calls = 0;

@@ -26,10 +26,22 @@ struct Field {
     uint64_t value; /* in the image that is edited */
 };
 constexpr Field kFields[] = {
-    {0, 4, heritage::kMagic}, {4, 4, 1},          {8, 4, 0},          {12, 8, kDisk},
-    {20, 8, kData},           {1068, 8, kBase},   {1076, 8, kBitmap}, {1084, 8, 4096},
-    {1092, 4, 1024},          {2208, 4, 1},       {2212, 8, kTable},  {2220, 8, kChunk},
-    {4284, 8, kJournal},      {4292, 8, kJournalSize}, {4300, 4, 0},  {4304, 4, 0},
+    {0, 4, heritage::kMagic},
+    {4, 4, 1},
+    {8, 4, 0},
+    {12, 8, kDisk},
+    {20, 8, kData},
+    {1068, 8, kBase},
+    {1076, 8, kBitmap},
+    {1084, 8, 4096},
+    {1092, 4, 1024},
+    {2208, 4, 1},
+    {2212, 8, kTable},
+    {2220, 8, kChunk},
+    {4284, 8, kJournal},
+    {4292, 8, kJournalSize},
+    {4300, 4, 0},
+    {4304, 4, 0},
 };
 
 void set_field(MutableBytes bytes, const Field& field, uint64_t value) {
@@ -91,8 +103,9 @@ void edit(FlatHost& host, const Program& program) {
                           kFields[step.a % std::size(kFields)].value + (step.b % 9 - 4) * 512);
                 break;
             case 2:
-                store_le<uint32_t>(bytes, kTable + 4 * (step.a % 32),
-                                   static_cast<uint32_t>(step.value) % (step.b % 8 == 0 ? 4096 : 9));
+                store_le<uint32_t>(
+                    bytes, kTable + 4 * (step.a % 32),
+                    static_cast<uint32_t>(step.value) % (step.b % 8 == 0 ? 4096 : 9));
                 break;
             case 3:
                 store_le<uint64_t>(bytes, kBitmap, step.value);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Open then operate: a valid image is spoiled, and if it still opens it has to behave as a disk. What
- * it reads as after the first open is the truth, whatever that is; from there on a shadow follows.
+ * Open then operate: a valid image is spoiled, and if it still opens it has to behave as a disk.
+ * What it reads as after the first open is the truth, whatever that is; from there on a shadow
+ * follows.
  */
 #include <cerrno>
 #include <memory>
@@ -293,8 +294,9 @@ void Session::check(uint32_t fix) {
     host_.read_only = false;
 }
 
-/* A unit of an epoch that the header has not reached yet: no writer of ours leaves one, check calls it
- * damage, and once the epoch is reached it comes to life. Then nothing can be said of content. */
+/* A unit of an epoch that the header has not reached yet: no writer of ours leaves one, check calls
+ * it damage, and once the epoch is reached it comes to life. Then nothing can be said of content.
+ */
 bool has_later_epoch(FlatHost& host) {
     const MutableBytes file(host.files[FVD_FILE_IMAGE].bytes);
     const auto chosen = choose_header(file.first(kHeaderRegionSize));

@@ -41,12 +41,43 @@ class Draw {
 
 /* Limits of the format, sizes of the templates, and their neighbours. */
 uint64_t interesting(Draw& draw) {
-    static constexpr uint64_t kValues[] = {
-        0,      1,       2,       3,        8,        63,       64,        511,       512,
-        513,    1024,    4096,    7680,     8191,     8192,     12288,     32768,     40960,
-        45056,  49152,   65536,   98304,    114688,   131072,   196608,    262144,    2097152,
-        1 << 28, 1 << 30, UINT32_MAX, uint64_t{1} << 32, uint64_t{1} << 40, uint64_t{1} << 60,
-        uint64_t{1} << 61, uint64_t{1} << 62, uint64_t{1} << 63, UINT64_MAX};
+    static constexpr uint64_t kValues[] = {0,
+                                           1,
+                                           2,
+                                           3,
+                                           8,
+                                           63,
+                                           64,
+                                           511,
+                                           512,
+                                           513,
+                                           1024,
+                                           4096,
+                                           7680,
+                                           8191,
+                                           8192,
+                                           12288,
+                                           32768,
+                                           40960,
+                                           45056,
+                                           49152,
+                                           65536,
+                                           98304,
+                                           114688,
+                                           131072,
+                                           196608,
+                                           262144,
+                                           2097152,
+                                           1 << 28,
+                                           1 << 30,
+                                           UINT32_MAX,
+                                           uint64_t{1} << 32,
+                                           uint64_t{1} << 40,
+                                           uint64_t{1} << 60,
+                                           uint64_t{1} << 61,
+                                           uint64_t{1} << 62,
+                                           uint64_t{1} << 63,
+                                           UINT64_MAX};
     const uint64_t value = kValues[draw.below(std::size(kValues))];
     switch (draw.below(6)) {
         case 0:
@@ -157,8 +188,8 @@ void make_unit(const Step& step, MutableBytes unit, const ImageId& id, uint64_t 
     header.epoch = epoch + (step.b & 3) - ((step.b & 3) == 3 ? 4 : 0); /* 0, 1, 2, -1 */
     header.epoch = (step.b & 4) != 0 ? header.epoch : epoch;
     header.sequence = *sequence + (step.b >> 3 & 3);
-    header.group_index = static_cast<uint32_t>(
-        std::min<uint64_t>(step.b >> 5 & 7, header.sequence));
+    header.group_index =
+        static_cast<uint32_t>(std::min<uint64_t>(step.b >> 5 & 7, header.sequence));
     header.group_size = header.group_index + 1 + (step.b >> 8 & 3);
     const uint64_t start = header.sequence - header.group_index;
     header.tail_sequence = start - std::min<uint64_t>(step.b >> 10, start);

@@ -2,8 +2,8 @@
 #pragma once
 /*
  * The input of every target is a list of steps of 12 bytes. A step is an edit of something valid
- * (whose checksum is then computed anew, unless a step says otherwise) or a request: so nearly every
- * input gets past the checksums, and the mutator can move, repeat and drop whole steps.
+ * (whose checksum is then computed anew, unless a step says otherwise) or a request: so nearly
+ * every input gets past the checksums, and the mutator can move, repeat and drop whole steps.
  */
 
 #include <array>

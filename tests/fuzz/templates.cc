@@ -189,9 +189,8 @@ void prepare(FlatHost& host, const Program& program) {
     host.files[FVD_FILE_IMAGE].assign(from.image);
     host.files[FVD_FILE_DATA].assign(from.data);
     host.files[FVD_FILE_BASE].assign(from.base);
-    const Header header = choose_header(ConstBytes(from.image).first(kHeaderRegionSize))
-                              .value()
-                              .header;
+    const Header header =
+        choose_header(ConstBytes(from.image).first(kHeaderRegionSize)).value().header;
     Editor editor{host, MutableBytes(host.files[FVD_FILE_IMAGE].bytes).first(from.image.size()),
                   header};
     for (const Step& step : program) {

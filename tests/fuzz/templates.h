@@ -14,7 +14,8 @@ struct Template {
     bool separate_data = false;
 };
 
-/** Different blocks, units, bases; clean, cut in the middle of a session, with and without data file. */
+/** Different blocks, units, bases; clean, cut in the middle of a session, with and without data
+ * file. */
 const Template& template_of(unsigned number);
 
 /** Put the template in the host's files and apply all steps that are edits. */
@@ -22,6 +23,8 @@ void prepare(FlatHost& host, const Program& program);
 
 /** Steps below this many (of 32) are edits; the others are requests. */
 inline constexpr unsigned kEdits = 12;
-inline unsigned kind_of(const Step& step) { return step.op % 32; }
+inline unsigned kind_of(const Step& step) {
+    return step.op % 32;
+}
 
 }  // namespace fvd::fuzz

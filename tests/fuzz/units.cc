@@ -192,8 +192,8 @@ void fuzz_unit(const Program& program) {
         const uint64_t room = limits::kMaxCounter;
         switch (step.op % 4) {
             case 0:
-                writer.add_bitmap({BlockIndex(step.value % room),
-                                   BlockIndex(step.value % room + 1 + step.b)});
+                writer.add_bitmap(
+                    {BlockIndex(step.value % room), BlockIndex(step.value % room + 1 + step.b)});
                 break;
             case 1: {
                 const std::array<uint32_t, 40> entries{step.a};
@@ -203,8 +203,8 @@ void fuzz_unit(const Program& program) {
             }
             case 2:
                 header.sequence = step.value % room;
-                header.group_index = static_cast<uint32_t>(
-                    std::min<uint64_t>(step.a, header.sequence));
+                header.group_index =
+                    static_cast<uint32_t>(std::min<uint64_t>(step.a, header.sequence));
                 header.group_size = header.group_index + 1 + step.b;
                 header.epoch = step.value >> 5;
                 break;
@@ -276,7 +276,8 @@ void replay(Ring& ring, const ReplayPlan& plan, const ImageId& id) {
     }
     for (uint64_t chunk = 0; chunk < kChunks; chunk++) {
         FUZZ_CHECK(entries[chunk] == kNotStored || entries[chunk] < kChunks);
-        FUZZ_CHECK(entries[chunk] == kNotStored || target.dirty_entries.test(chunk / kChunksPerPage));
+        FUZZ_CHECK(entries[chunk] == kNotStored ||
+                   target.dirty_entries.test(chunk / kChunksPerPage));
     }
 }
 

@@ -168,7 +168,8 @@ void fuzz_create(const Program& program) {
         }
     }
     if (options.base_img != nullptr && options.base_size != 0) {
-        /* What the base holds is read, past its end it is zero: the adapter gives its true length. */
+        /* What the base holds is read, past its end it is zero: the adapter gives its true length.
+         */
         options.base_size = std::min<uint64_t>(options.base_size, base.length);
     }
     const Error error = create_image(host, options);
@@ -193,7 +194,9 @@ bool opens(FlatHost& host, StartMode mode) {
     return true;
 }
 
-uint64_t complaints(const fvd_check_result& r) { return r.corruptions + r.leaks + r.check_errors; }
+uint64_t complaints(const fvd_check_result& r) {
+    return r.corruptions + r.leaks + r.check_errors;
+}
 
 /* After a repair nothing is left that could have been repaired, and a third look says the same. */
 void check_after_repair(FlatHost& host, const fvd_check_result& first) {

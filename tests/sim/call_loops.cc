@@ -14,9 +14,10 @@ namespace {
  * w OFF LEN  write      W OFF LEN  write with FUA    r OFF LEN  read     z OFF LEN  zeroes
  * d OFF LEN  discard    f  flush   c  commit         t  time passes      o  close and open
  * O  the same, read-only between   x  power cut      k  kill             e  make empty
- * s  set base           q  check   Q  check -r       p  wait for all   Offsets in sectors; the disk has 64, blocks 8.
- * A first word of shape letters: D data file, 4 units of 4096, S short base, N no base, P holes,
- * B every block written apart (long groups), M many in flight, Z no cheap zeroes, - nothing.
+ * s  set base           q  check   Q  check -r       p  wait for all   Offsets in sectors; the disk
+ * has 64, blocks 8. A first word of shape letters: D data file, 4 units of 4096, S short base, N no
+ * base, P holes, B every block written apart (long groups), M many in flight, Z no cheap zeroes, -
+ * nothing.
  */
 constexpr Scenario kScenarios[] = {
     {"open_close", "- o"},
@@ -89,14 +90,14 @@ struct Letter {
     uint64_t a;
 };
 constexpr Letter kLetters[] = {
-    {'w', OpKind::write, true, 0, 0},        {'W', OpKind::write, true, FVD_REQ_FUA, 0},
-    {'r', OpKind::read, true, 0, 0},         {'z', OpKind::write_zeroes, true, 0, 0},
-    {'d', OpKind::discard, true, 0, 0},      {'f', OpKind::flush, false, 0, 0},
-    {'c', OpKind::commit, false, 0, 0},      {'t', OpKind::tick, false, 0, 20000},
-    {'o', OpKind::reopen, false, 0, 1},      {'O', OpKind::read_only, false, 0, 0},
-    {'x', OpKind::cut, false, 0, 0},         {'k', OpKind::kill, false, 0, 0},
-    {'e', OpKind::make_empty, false, 0, 0},  {'s', OpKind::set_base, false, 0, 0},
-    {'q', OpKind::check, false, 0, 0},       {'Q', OpKind::check, false, 0, 1},
+    {'w', OpKind::write, true, 0, 0},       {'W', OpKind::write, true, FVD_REQ_FUA, 0},
+    {'r', OpKind::read, true, 0, 0},        {'z', OpKind::write_zeroes, true, 0, 0},
+    {'d', OpKind::discard, true, 0, 0},     {'f', OpKind::flush, false, 0, 0},
+    {'c', OpKind::commit, false, 0, 0},     {'t', OpKind::tick, false, 0, 20000},
+    {'o', OpKind::reopen, false, 0, 1},     {'O', OpKind::read_only, false, 0, 0},
+    {'x', OpKind::cut, false, 0, 0},        {'k', OpKind::kill, false, 0, 0},
+    {'e', OpKind::make_empty, false, 0, 0}, {'s', OpKind::set_base, false, 0, 0},
+    {'q', OpKind::check, false, 0, 0},      {'Q', OpKind::check, false, 0, 1},
     {'p', OpKind::pause, false, 0, 0},
 };
 
@@ -186,7 +187,9 @@ struct Mode {
 
 }  // namespace
 
-uint64_t scenario_count() { return std::size(kScenarios); }
+uint64_t scenario_count() {
+    return std::size(kScenarios);
+}
 
 LoopOutcome run_call_loop(uint64_t index, CrashExplorer& explorer) {
     constexpr uint32_t kMemory = 1u << static_cast<unsigned>(CallKind::allocate);

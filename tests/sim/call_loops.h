@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #pragma once
 /*
- * Loops at every call: each scenario again and again, with the first, the second, the third ... call of
- * the Host failing, once or for ever, until a run has no call left that could fail.
+ * Loops at every call: each scenario again and again, with the first, the second, the third ...
+ * call of the Host failing, once or for ever, until a run has no call left that could fail.
  */
 
 #include "crash_explorer.h"

@@ -6,6 +6,7 @@
 #include <cstdio>
 
 #include "call_loops.h"
+#include "create_loops.h"
 #include "damage.h"
 #include "small_worlds.h"
 
@@ -19,7 +20,8 @@ double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-/** What one process does: a bit of everything in turn, until nothing is left or the time is over. */
+/** What one process does: a bit of everything in turn, until nothing is left or the time is over.
+ */
 class Worker {
   public:
     Worker(const CampaignOptions& options, Shared& shared, unsigned job, Clock::time_point start)
@@ -27,8 +29,11 @@ class Worker {
 
     void run() {
         for (uint64_t turn = 0; !shared_.stop; turn++) {
-            if (options_.seconds != 0 && seconds_since(start_) >= double(options_.seconds)) {
+            if (time_is_over() || (options_.states != 0 && shared_.states >= options_.states)) {
                 return;
+            }
+            if (job_ == 0) {
+                tell_progress();
             }
             Piece piece;
             if (!choose(turn, piece)) {
@@ -39,6 +44,24 @@ class Worker {
     }
 
   private:
+    bool time_is_over() const {
+        return options_.seconds != 0 && seconds_since(start_) >= double(options_.seconds);
+    }
+
+    /* Stopped by a limit, not by the end of the work. */
+    bool endless() const { return options_.seconds != 0 || options_.states != 0; }
+
+    /* A run of hours that is killed must have said how far it was. */
+    void tell_progress() {
+        constexpr double kPeriod = 300;
+        if (seconds_since(start_) >= next_progress_) {
+            next_progress_ = seconds_since(start_) + kPeriod;
+            std::printf("after %.0f s: %" PRIu64 " states, %" PRIu64 " seeds\n",
+                        seconds_since(start_), shared_.states.load(), shared_.seeds.load());
+            std::fflush(stdout);
+        }
+    }
+
     bool wants(const char* kind) const { return options_.only.empty() || options_.only == kind; }
 
     bool next_swarm(Piece& piece) {
@@ -53,8 +76,8 @@ class Worker {
         return true;
     }
 
-    /* A job keeps to histories with the same first operation: those share states, and a state that two
-     * jobs met would be counted twice. */
+    /* A job keeps to histories with the same first operation: those share states, and a state that
+     * two jobs met would be counted twice. */
     bool next_small(Piece& piece) {
         constexpr uint64_t kFirstOperations = 16;
         while (next_small_ < small_world_count() &&
@@ -81,6 +104,12 @@ class Worker {
         return index < all;
     }
 
+    bool next_create(Piece& piece) {
+        const uint64_t index = shared_.creates++;
+        piece = {PieceKind::create, index};
+        return wants("create") && index < create_shape_count();
+    }
+
     bool next_damage(Piece& piece, uint64_t turn) {
         piece = {PieceKind::damage, mix(options_.seed, turn * kMostJobs + job_) >> 16};
         /* Without a time limit damage keeps pace with the rest, it does not outlive it. */
@@ -89,21 +118,24 @@ class Worker {
 
     bool choose(uint64_t turn, Piece& piece) {
         const uint64_t slot = turn % 16;
+        if (slot % 4 == 3 && next_create(piece)) {
+            return true;
+        }
         if (slot == 0 && next_loop(piece)) {
             return true;
         }
         if (slot % 8 == 1 && next_damage(piece, turn)) {
             return true;
         }
-        if (slot == 2 && wants("small") && options_.seconds != 0) {
+        if (slot == 2 && wants("small")) {
             piece = {PieceKind::four, options_.seed * 65536 + turn * kMostJobs + job_};
             return true;
         }
         if (slot < 8 && next_small(piece)) {
             return true;
         }
-        return next_swarm(piece) || next_small(piece) || next_loop(piece) ||
-               (options_.seconds != 0 && next_damage(piece, turn));
+        return next_swarm(piece) || next_small(piece) || next_loop(piece) || next_create(piece) ||
+               (endless() && next_damage(piece, turn));
     }
 
     void perform(const Piece& piece) {
@@ -119,6 +151,8 @@ class Worker {
         shared_.operations += outcome.operations;
         shared_.seeds += piece.kind == PieceKind::swarm;
         shared_.loop_runs += piece.kind == PieceKind::loop ? outcome.runs : 0;
+        shared_.create_runs += piece.kind == PieceKind::create ? outcome.runs : 0;
+        shared_.create_images += outcome.images;
         shared_.damaged += piece.kind == PieceKind::damage ? outcome.runs : 0;
         if (outcome.violation && !shared_.stop.exchange(true)) {
             shared_.failures++;
@@ -132,6 +166,7 @@ class Worker {
     const unsigned job_;
     const Clock::time_point start_;
     uint64_t next_small_;
+    double next_progress_ = 300;
     CrashExplorer small_;
     CrashExplorer other_;
 };
@@ -144,6 +179,10 @@ void print_totals(const Shared& shared, double seconds) {
     std::printf("failing calls: %" PRIu64 " of %" PRIu64 " scenarios, %" PRIu64 " runs\n",
                 std::min(shared.loops.load() / kFailureModes, scenario_count()), scenario_count(),
                 shared.loop_runs.load());
+    std::printf("failing and cut creates: %" PRIu64 " of %" PRIu64 " layouts, %" PRIu64
+                " runs, %" PRIu64 " images\n",
+                std::min(shared.creates.load(), create_shape_count()), create_shape_count(),
+                shared.create_runs.load(), shared.create_images.load());
     std::printf("damaged images: %" PRIu64 "\n", shared.damaged.load());
     std::printf("cut during recovery: %" PRIu64 ", met again: %" PRIu64 "\n", shared.nested.load(),
                 shared.repeated.load());
@@ -165,6 +204,8 @@ std::string Piece::name() const {
             return "--only loops --seed " + std::to_string(index);
         case PieceKind::damage:
             return "--only damage --seed " + std::to_string(index);
+        case PieceKind::create:
+            return "--only create --seed " + std::to_string(index);
     }
     return "?";
 }
@@ -189,6 +230,13 @@ PieceOutcome run_piece(const Piece& piece, CrashExplorer& explorer, FILE* log) {
             outcome.runs = damage.images;
             return outcome;
         }
+        case PieceKind::create: {
+            const CreateOutcome create = run_create_loop(piece.index % create_shape_count());
+            outcome.violation = create.violation;
+            outcome.runs = create.runs;
+            outcome.images = create.images;
+            return outcome;
+        }
         case PieceKind::small:
             outcome.history = small_world(piece.index % small_world_count());
             outcome.options.exact_memory = true;
@@ -205,6 +253,7 @@ PieceOutcome run_piece(const Piece& piece, CrashExplorer& explorer, FILE* log) {
     const Outcome run = world.run();
     outcome.violation = run.violation;
     outcome.operations = run.operations;
+    outcome.trace = mix(run.trace, explorer.stats().states);
     return outcome;
 }
 
@@ -212,8 +261,7 @@ int run_campaign(const CampaignOptions& options) {
     const Clock::time_point start = Clock::now();
     Shared* shared = make_shared_counters();
     run_jobs(
-        options.jobs, *shared,
-        [&](unsigned job) { Worker(options, *shared, job, start).run(); },
+        options.jobs, *shared, [&](unsigned job) { Worker(options, *shared, job, start).run(); },
         [&](unsigned job, int signal) {
             const uint64_t code = shared->at[job];
             if (code == 0) {

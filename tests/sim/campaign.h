@@ -12,7 +12,7 @@
 
 namespace fvd::sim {
 
-enum class PieceKind : uint8_t { swarm, small, four, loop, damage };
+enum class PieceKind : uint8_t { swarm, small, four, loop, damage, create };
 
 /** One world, or one family of them, that can be named again. */
 struct Piece {
@@ -29,9 +29,10 @@ struct Piece {
 struct CampaignOptions {
     uint64_t seed = 1;
     uint64_t seconds = 0;   /* 0: until everything asked for is done */
+    uint64_t states = 0;    /* 0: no limit */
     uint64_t histories = 0; /* random ones; 0: as many as the time allows */
     unsigned jobs = 1;
-    std::string only; /* swarm, small, loops, damage; empty: all */
+    std::string only; /* swarm, small, loops, damage, create; empty: all */
     size_t shrink_runs = 300;
 };
 
@@ -44,7 +45,9 @@ struct PieceOutcome {
     History history;
     WorldOptions options;
     uint64_t operations = 0;
+    uint64_t trace = 0; /* of all that happened, in its order */
     uint64_t runs = 1;
+    uint64_t images = 0; /* that a failed or cut create left */
 };
 PieceOutcome run_piece(const Piece& piece, CrashExplorer& explorer, FILE* log);
 

@@ -67,13 +67,12 @@ void CrashExplorer::explore(SimDisk& image, SimDisk& data) {
     medium_.follow(0, image);
     medium_.follow(1, data);
     /* Where worlds share memory, what was legal must be part of the state exactly. */
-    expectation_ = options_.exact_memory ? reference_->exact_expectation()
-                                         : reference_->expectation();
+    expectation_ =
+        options_.exact_memory ? reference_->exact_expectation() : reference_->expectation();
     const std::vector<Candidate> candidates = candidates_of(image, data);
     CutStates states(candidates, rng_);
-    states.for_each(options_.budget, [&](const Choice& choice) {
-        return visit(candidates, choice, 0);
-    });
+    states.for_each(options_.budget,
+                    [&](const Choice& choice) { return visit(candidates, choice, 0); });
 }
 
 /* Build one image on the medium, judge it unless an equal one was, and take it back. */
@@ -87,8 +86,7 @@ bool CrashExplorer::visit(std::span<const Candidate> candidates, const Choice& c
         }
     }
     /* A cut recovery must show what the state above showed, so that is part of what it is. */
-    const uint64_t above =
-        depth == 0 ? 0 : depths_[static_cast<size_t>(depth) - 1].content_hash;
+    const uint64_t above = depth == 0 ? 0 : depths_[static_cast<size_t>(depth) - 1].content_hash;
     if (!seen_.insert(mix(mix(hash, expectation_), mix(world_salt_, above)))) {
         stats_.repeated++;
         return true;
@@ -123,7 +121,8 @@ bool CrashExplorer::judge(int depth) {
         return false;
     }
     const bool nested = depth < kMaxDepth && rng_.chance(options_.nested_percent);
-    /* Deep states differ little from the ones above: the dearer looks are taken at a part of them. */
+    /* Deep states differ little from the ones above: the dearer looks are taken at a part of them.
+     */
     if (depth != 0 && !nested && !rng_.chance(20)) {
         return true;
     }
@@ -142,10 +141,7 @@ bool CrashExplorer::open_read_only(int depth) {
     bool fine = true;
     {
         Image image(host);
-        Error error = image.load();
-        if (error.ok()) {
-            error = image.start(StartMode::read_only);
-        }
+        const Error error = image.start(StartMode::read_only); /* loads first */
         if (!error.ok()) {
             fine = broken("P5", std::string("a read-only open after a cut failed: ") + error.text);
         } else if (!image.read(0, virtual_size_, {&here.content, 0}, 0).ok()) {
@@ -192,10 +188,7 @@ bool CrashExplorer::open_writable(int depth) {
     here.log.clear();
     DirectHost host(medium_, *base_, separate_data_, here.log);
     Image image(host);
-    Error error = image.load();
-    if (error.ok()) {
-        error = image.start(StartMode::writable);
-    }
+    const Error error = image.start(StartMode::writable); /* loads first */
     if (!error.ok()) {
         return broken("P5", std::string("a writable open after a cut failed: ") + error.text);
     }
@@ -205,7 +198,7 @@ bool CrashExplorer::open_writable(int depth) {
     if (!image.read(0, virtual_size_, {&scratch_, 0}, 0).ok()) {
         return broken("P5", "a read after recovery failed");
     }
-    if (scratch_.bytes != here.content.bytes) {
+    if (!equal_bytes(scratch_, here.content)) {
         (void)judge_content(scratch_, "after recovery");
         return broken("P5", "a read-only and a writable open of one image show different content");
     }
@@ -230,7 +223,7 @@ bool CrashExplorer::judge_content(const GuestMemory& content, const char* how) {
 
 bool CrashExplorer::same_content(int depth, const GuestMemory& content, const char* how) {
     const GuestMemory& above = depths_[static_cast<size_t>(depth) - 1].content;
-    if (content.bytes == above.bytes) {
+    if (equal_bytes(content, above)) {
         return true;
     }
     const size_t size = reference_->cell_size();
@@ -257,8 +250,8 @@ bool CrashExplorer::broken(const char* promise, const std::string& text) {
     return false;
 }
 
-/* The log of the writable open, walked from the state before it: what is flushed becomes durable, and
- * before each flush, and at the end, the power may fail. */
+/* The log of the writable open, walked from the state before it: what is flushed becomes durable,
+ * and before each flush, and at the end, the power may fail. */
 bool CrashExplorer::cut_recovery(int depth) {
     const WriteLog& log = depths_[static_cast<size_t>(depth)].log;
     if (!log.writes) {

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #pragma once
 /*
- * Pulls the plug. At a moment of a running world it builds the images that a power cut may leave, and
- * each of them must open read-only without a byte written (P6), show the guest only what the reference
- * disk allows (P1-P3), satisfy the check verb (P9), open for writing, show the same again, and do all of
- * that once more after power cuts in the middle of the recovery (P5).
+ * Pulls the plug. At a moment of a running world it builds the images that a power cut may leave,
+ * and each of them must open read-only without a byte written (P6), show the guest only what the
+ * reference disk allows (P1-P3), satisfy the check verb (P9), open for writing, show the same
+ * again, and do all of that once more after power cuts in the middle of the recovery (P5).
  */
 
 #include <array>
@@ -32,9 +32,9 @@ struct ExplorerStats {
 };
 
 struct ExplorerOptions {
-    size_t budget = 40;          /* sampled states a moment */
+    size_t budget = 40;           /* sampled states a moment */
     uint64_t nested_percent = 25; /* of states, whose recovery is cut too */
-    bool exact_memory = false;   /* remember states across worlds (small worlds share beginnings) */
+    bool exact_memory = false; /* remember states across worlds (small worlds share beginnings) */
 };
 
 class CrashExplorer {

@@ -20,8 +20,8 @@ void CutStates::choose_writes(const std::function<bool(size_t)>& is_kept) {
     for (size_t i = 0; i < candidates_.size(); i++) {
         choice_[i] = 0;
         for (size_t o = 0; o < candidates_[i].options.size(); o++) {
-            const auto at = std::lower_bound(writes_.begin(), writes_.end(),
-                                             candidates_[i].options[o].write);
+            const auto at =
+                std::lower_bound(writes_.begin(), writes_.end(), candidates_[i].options[o].write);
             if (is_kept(static_cast<size_t>(at - writes_.begin()))) {
                 choice_[i] = static_cast<uint8_t>(o + 1);
             }

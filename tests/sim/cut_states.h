@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #pragma once
 /*
- * Which images a power cut may leave. Given every unit that is uncertain and the contents it may have,
- * all combinations while they are few; otherwise none, all, each write alone, all but each, and random
- * ones, by whole writes and torn.
+ * Which images a power cut may leave. Given every unit that is uncertain and the contents it may
+ * have, all combinations while they are few; otherwise none, all, each write alone, all but each,
+ * and random ones, by whole writes and torn.
  */
 
 #include <cstdint>

@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kImagesAWorld = 60;
 
-enum class Kind { flip, lost_write, misdirected };
+enum class Kind { flip, lost_write, misdirected, rude, unreadable };
 
 struct Harm {
     Kind kind = Kind::flip;
@@ -35,8 +35,21 @@ Harm draw_harm(Rng& rng, const Medium& medium, const Regions& regions) {
     harm.at = region.begin + rng.below(reach) * kSector;
     harm.bytes.resize(kSector);
     medium.read(0, harm.at, harm.bytes);
-    const uint64_t kind = rng.below(10);
-    if (kind < 7) {
+    const uint64_t kind = rng.below(13);
+    if (kind == 12) {
+        harm.kind = Kind::unreadable;
+        harm.text = "an error for every read of the sector at offset ";
+    } else if (kind >= 10) {
+        /* A cut in the middle of a sector took its neighbours along. */
+        harm.kind = Kind::rude;
+        constexpr uint64_t kPhysical = 4096;
+        harm.at -= harm.at % kPhysical;
+        harm.bytes.resize(kPhysical);
+        for (std::byte& byte : harm.bytes) {
+            byte = static_cast<std::byte>(rng.next());
+        }
+        harm.text = "garbage in the 4096 bytes at offset ";
+    } else if (kind < 7) {
         /* Half of the flips hit the fields at the start of a unit. */
         const uint64_t bit = rng.below(rng.chance(50) ? 1024 : kSector * 8);
         harm.bytes[bit / 8] ^= std::byte{1} << (bit % 8);
@@ -54,10 +67,11 @@ Harm draw_harm(Rng& rng, const Medium& medium, const Regions& regions) {
     return harm;
 }
 
-/* The last commit is what a cut may have torn: losing it looks like a cut, and no format can tell. */
+/* The last commit is what a cut may have torn: losing it looks like a cut, and no format can tell.
+ */
 bool hits_newest_group(const Harm& harm, const Medium& medium, const Header& header) {
     uint64_t newest_start = 0;
-    uint64_t hit = UINT64_MAX;
+    uint64_t newest_hit = 0; /* number after it */
     std::vector<std::byte> unit(header.journal_unit);
     for (uint64_t place = 0; place < header.journal_units(); place++) {
         const uint64_t at = header.journal_offset + place * header.journal_unit;
@@ -68,11 +82,11 @@ bool hits_newest_group(const Harm& harm, const Medium& medium, const Header& hea
         }
         const UnitHeader& h = view->header();
         newest_start = std::max(newest_start, h.sequence - h.group_index);
-        if (harm.at >= at && harm.at < at + header.journal_unit) {
-            hit = h.sequence;
+        if (harm.at + harm.bytes.size() > at && harm.at < at + header.journal_unit) {
+            newest_hit = std::max(newest_hit, h.sequence + 1);
         }
     }
-    return hit != UINT64_MAX && hit >= newest_start;
+    return newest_hit > newest_start;
 }
 
 class DamagedImages {
@@ -101,7 +115,9 @@ class DamagedImages {
 
   private:
     std::optional<Violation> try_harm(const Harm& harm) {
-        const bool excused = !harm.in_header && hits_newest_group(harm, medium_, header_);
+        /* A unit that cannot be read is no torn one: nothing excuses going on without it. */
+        const bool excused = !harm.in_header && harm.kind != Kind::unreadable &&
+                             hits_newest_group(harm, medium_, header_);
         WriteLog log;
         medium_.write(0, harm.at, harm.bytes, log);
         const auto broken = judge(harm, excused);
@@ -112,6 +128,9 @@ class DamagedImages {
     std::optional<Violation> judge(const Harm& harm, bool excused) {
         WriteLog log;
         DirectHost host(medium_, world_.base(), world_.shape().separate_data, log);
+        if (harm.kind == Kind::unreadable) {
+            host.unreadable = {harm.at, harm.at + harm.bytes.size()};
+        }
         Image image(host);
         Error error = image.load();
         if (error.ok()) {
@@ -133,8 +152,7 @@ class DamagedImages {
             if (invented || (!legal && !excused)) {
                 return Violation{"P9", "undetected damage (" + harm.text + "): cell " +
                                            std::to_string(cell) + " reads as " + value_text(seen) +
-                                           "; legal: " +
-                                           world_.reference().legal_text(cell)};
+                                           "; legal: " + world_.reference().legal_text(cell)};
             }
         }
         return {};

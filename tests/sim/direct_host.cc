@@ -24,6 +24,10 @@ DirectHost::~DirectHost() = default;
 Status DirectHost::read(File file, uint64_t offset, std::span<const Slice> to, uint32_t) {
     for (const Slice& slice : to) {
         const MutableBytes bytes = slice_bytes(slice);
+        if (file == FVD_FILE_IMAGE && offset < unreadable.end &&
+            offset + bytes.size() > unreadable.begin) {
+            return -EIO;
+        }
         if (file == FVD_FILE_BASE) {
             const uint64_t end = std::min<uint64_t>(base_.size(), offset + bytes.size());
             const size_t there = end > offset ? end - offset : 0;

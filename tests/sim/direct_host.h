@@ -7,6 +7,7 @@
 
 #include <string>
 
+#include "fvd/base/units.h"
 #include "fvd/engine/host.h"
 #include "guest_memory.h"
 #include "medium.h"
@@ -14,7 +15,7 @@
 
 namespace fvd::sim {
 
-class DirectHost final : public Host {
+class DirectHost : public Host {
   public:
     DirectHost(Medium& medium, const std::vector<std::byte>& base, bool separate_data,
                WriteLog& log)
@@ -30,6 +31,7 @@ class DirectHost final : public Host {
     const std::string& misbehaviour() const { return misbehaviour_; }
     void set_random(Rng rng) { random_ = rng; }
     bool base_is_sparse = true; /* extent() tells where the base is zero */
+    ByteRange unreadable;       /* reads of this part of the image file fail */
 
     Status read(File file, uint64_t offset, std::span<const Slice> to, uint32_t flags) override;
     Status write(File file, uint64_t offset, std::span<const Slice> from, uint32_t flags) override;

@@ -119,7 +119,9 @@ Fiber::~Fiber() {
     munmap(stack_ - page, kStackSize + page);
 }
 
-Fiber* Fiber::current() { return running; }
+Fiber* Fiber::current() {
+    return running;
+}
 
 void Fiber::resume() {
     running = this;
@@ -167,6 +169,11 @@ void Fiber::make_ready() {
     ready_since = moment();
 }
 
+FiberPool& FiberPool::shared() {
+    static FiberPool pool;
+    return pool;
+}
+
 Fiber* FiberPool::start(std::function<void()> body) {
     if (idle_.empty()) {
         all_.emplace_back(new Fiber);
@@ -178,10 +185,9 @@ Fiber* FiberPool::start(std::function<void()> body) {
     fiber->finished_ = false;
     fiber->make_ready();
     fiber->woken = fiber->saw_data_error = fiber->saw_flush_error = false;
-    fiber->number = ++started_;
 
-    /* The first switch pops registers nobody needs and "returns" into entry(), with the stack aligned
-     * as after a call. */
+    /* The first switch pops registers nobody needs and "returns" into entry(), with the stack
+     * aligned as after a call. */
     auto** top = reinterpret_cast<void**>(fiber->stack_ + kStackSize);
 #if defined(__x86_64__)
     *--top = nullptr; /* a return address of zero ends a debugger's walk */
@@ -200,6 +206,8 @@ Fiber* FiberPool::start(std::function<void()> body) {
     return fiber;
 }
 
-void FiberPool::recycle(Fiber* fiber) { idle_.push_back(fiber); }
+void FiberPool::recycle(Fiber* fiber) {
+    idle_.push_back(fiber);
+}
 
 }  // namespace fvd::sim

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #pragma once
 /*
- * Stackful fibers on one thread. A switch saves the callee-saved registers and nothing else: no system
- * call, which is what makes millions of crash states affordable.
+ * Stackful fibers on one thread. A switch saves the callee-saved registers and nothing else: no
+ * system call, which is what makes millions of crash states affordable.
  */
 
 #include <cstddef>
@@ -26,18 +26,18 @@ class Fiber {
     /** The fiber that is running, or nullptr outside. */
     static Fiber* current();
     bool finished() const { return finished_; }
-    /** May be resumed from now on: what it learns of the world until it next waits was fixed now. */
+    /** May be resumed from now on: what it learns of the world until it next waits was fixed now.
+     */
     void make_ready();
     /** Counts up by one a call. */
     static uint64_t moment();
 
     /* The world's notes on this fiber. */
-    bool ready = true;        /* may be resumed */
-    uint64_t ready_since = 0; /* what moment() said when it last became ready */
-    bool woken = false;       /* wake() came, perhaps before the sleep */
+    bool ready = true;           /* may be resumed */
+    uint64_t ready_since = 0;    /* what moment() said when it last became ready */
+    bool woken = false;          /* wake() came, perhaps before the sleep */
     bool saw_data_error = false; /* an injected error hit its own data I/O */
     bool saw_flush_error = false;
-    uint64_t number = 0;
 
   private:
     friend class FiberPool;
@@ -50,16 +50,17 @@ class Fiber {
     bool finished_ = true;
 };
 
-/** Fibers are used again and again: a stack costs two system calls. */
+/** Fibers are used again and again, by one world after the other: a stack costs four system calls.
+ */
 class FiberPool {
   public:
+    static FiberPool& shared();
     Fiber* start(std::function<void()> body);
     void recycle(Fiber* fiber);
 
   private:
     std::vector<std::unique_ptr<Fiber>> all_;
     std::vector<Fiber*> idle_;
-    uint64_t started_ = 0;
 };
 
 }  // namespace fvd::sim

@@ -15,6 +15,12 @@ struct GuestMemory {
     std::vector<std::byte> bytes;
 };
 
+/** As == of the vectors, which goes byte by byte. */
+inline bool equal_bytes(const GuestMemory& a, const GuestMemory& b) {
+    return a.bytes.size() == b.bytes.size() &&
+           std::memcmp(a.bytes.data(), b.bytes.data(), a.bytes.size()) == 0;
+}
+
 inline MutableBytes slice_bytes(const Slice& slice) {
     if (slice.memory != nullptr) {
         return {static_cast<std::byte*>(slice.memory), slice.length};

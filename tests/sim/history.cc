@@ -20,8 +20,8 @@ struct ShapeField {
     void (*set)(Shape&, uint64_t);
 };
 
-#define FVD_SHAPE_FIELD(field)                                   \
-    {                                                            \
+#define FVD_SHAPE_FIELD(field)                                     \
+    {                                                              \
 #field, [](const Shape& s) { return uint64_t{s.field}; },        \
             [](Shape& s, uint64_t v) { s.field = static_cast<decltype(s.field)>(v); } \
     }

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #pragma once
 /*
- * A history: the shape of a world and what happens in it, as data. The same history and schedule seed
- * replay exactly; a shorter history is the same with operations left out. Histories are kept in files
- * of one line an operation.
+ * A history: the shape of a world and what happens in it, as data. The same history and schedule
+ * seed replay exactly; a shorter history is the same with operations left out. Histories are kept
+ * in files of one line an operation.
  */
 
 #include <cstdint>
@@ -54,10 +54,10 @@ struct Shape {
     uint32_t cell_size = 512;
     uint32_t request_align = 512;
     bool separate_data = false;
-    bool presets = false;      /* the base has holes, found at create */
-    bool host_discards = true; /* discard makes zeros, else nothing */
-    bool host_zeroes = true;   /* write_zeroes works without writing buffers */
-    uint32_t depth = 1;        /* requests in flight */
+    bool presets = false;           /* the base has holes, found at create */
+    bool host_discards = true;      /* discard makes zeros, else nothing */
+    bool host_zeroes = true;        /* write_zeroes works without writing buffers */
+    uint32_t depth = 1;             /* requests in flight */
     uint32_t explore_percent = 100; /* of moments at which the pending writes changed */
     uint32_t budget = 40;
     uint32_t nested_percent = 25;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #pragma once
 /*
- * Work on several processes: what they share is one page of counters and the first failure. A process
- * that crashes says which piece of work it was at.
+ * Work on several processes: what they share is one page of counters and the first failure. A
+ * process that crashes says which piece of work it was at.
  */
 
 #include <atomic>
@@ -23,6 +23,9 @@ struct Shared {
     std::atomic<uint64_t> loop_runs{0};
     std::atomic<uint64_t> loops{0}; /* handed out */
     std::atomic<uint64_t> damaged{0};
+    std::atomic<uint64_t> creates{0}; /* handed out */
+    std::atomic<uint64_t> create_runs{0};
+    std::atomic<uint64_t> create_images{0};
     std::atomic<uint64_t> operations{0};
     std::atomic<bool> stop{false};
     std::atomic<uint64_t> failures{0};
@@ -32,7 +35,8 @@ struct Shared {
 /** Memory that all processes see. */
 Shared* make_shared_counters();
 
-/** Run @p work(job) in @p jobs processes; false when one ended badly. @p crashed hears of crashes. */
+/** Run @p work(job) in @p jobs processes; false when one ended badly. @p crashed hears of crashes.
+ */
 bool run_jobs(unsigned jobs, Shared& shared, const std::function<void(unsigned)>& work,
               const std::function<void(unsigned job, int signal)>& crashed);
 

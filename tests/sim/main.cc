@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* fvd-sim: the same core in a world that lies, stalls and dies. docs/testing.md tells how to use it. */
+/* fvd-sim: the same core in a world that lies, stalls and dies. docs/testing.md tells how to use
+ * it. */
 #include <malloc.h>
 #include <unistd.h>
 
@@ -30,13 +31,15 @@ constexpr PlantInfo kPlants[] = {
 
 constexpr char kHelp[] =
     "Usage: fvd-sim [options]\n"
-    "Runs the core in simulated worlds, cuts their power at every moment, and judges what is left.\n"
+    "Runs the core in simulated worlds, cuts their power at every moment, and judges what is "
+    "left.\n"
     "\n"
     "  --seed N        first random history (default 1)\n"
     "  --seconds S     stop after so many seconds\n"
+    "  --states N      stop after so many power-cut states\n"
     "  --histories H   stop after so many random histories, all small worlds and all scenarios\n"
     "  --jobs N        processes (default: one a processor)\n"
-    "  --only KIND     swarm, small, four, loops or damage: nothing else\n"
+    "  --only KIND     swarm, small, four, loops, damage or create: nothing else\n"
     "  --replay        run the one history that --seed (and --only) names; a line an event\n"
     "  --from FILE     run the history in FILE, as a failure's report prints it\n"
     "  --quiet         with --replay or --from: no lines for events\n"
@@ -83,6 +86,9 @@ bool parse_valued(Command& command, const std::string& option, const char* value
         command.campaign.seed = number(value);
     } else if (option == "--seconds") {
         command.campaign.seconds = number(value);
+        command.limited = true;
+    } else if (option == "--states") {
+        command.campaign.states = number(value);
         command.limited = true;
     } else if (option == "--histories") {
         command.campaign.histories = number(value);
@@ -136,11 +142,13 @@ Command parse(int argc, char** argv) {
     return command;
 }
 
-int finish(const std::optional<Violation>& violation, const CrashExplorer& explorer) {
+int finish(const std::optional<Violation>& violation, uint64_t trace,
+           const CrashExplorer& explorer) {
     if (violation) {
         std::printf("BROKEN PROMISE %s\n  %s\n", violation->promise.c_str(),
                     violation->text.c_str());
     }
+    std::printf("trace: %016" PRIx64 "\n", trace);
     std::printf("power-cut states: %" PRIu64 "\n", explorer.stats().states);
     return violation ? 1 : 0;
 }
@@ -160,7 +168,8 @@ int replay_file(const Command& command) {
     WorldOptions options;
     options.log = command.quiet ? nullptr : stdout;
     World world(history, explorer, options);
-    return finish(world.run().violation, explorer);
+    const Outcome outcome = world.run();
+    return finish(outcome.violation, outcome.trace, explorer);
 }
 
 int replay_seed(const Command& command) {
@@ -171,10 +180,11 @@ int replay_seed(const Command& command) {
                  : only == "four"   ? PieceKind::four
                  : only == "loops"  ? PieceKind::loop
                  : only == "damage" ? PieceKind::damage
+                 : only == "create" ? PieceKind::create
                                     : PieceKind::swarm;
     CrashExplorer explorer;
     const PieceOutcome outcome = run_piece(piece, explorer, command.quiet ? nullptr : stdout);
-    return finish(outcome.violation, explorer);
+    return finish(outcome.violation, outcome.trace, explorer);
 }
 
 }  // namespace

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #pragma once
 /*
- * The bytes of all files as a power cut left them, with a hash, and a log that takes changes back. One
- * medium serves millions of crash states: building one costs the units that differ, not a copy.
+ * The bytes of all files as a power cut left them, with a hash, and a log that takes changes back.
+ * One medium serves millions of crash states: building one costs the units that differ, not a copy.
  */
 
 #include <vector>

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What guests and managers do, as a table. A new capability is a new line here, and what it may do to
- * contents is said to the reference disk in its run function; nothing else changes.
+ * What guests and managers do, as a table. A new capability is a new line here, and what it may do
+ * to contents is said to the reference disk in its run function; nothing else changes.
  */
 #include <algorithm>
 #include <cerrno>
@@ -44,13 +44,20 @@ void draw_zeroes(Rng& rng, const Shape& shape, Op& op) {
     op.flags |= rng.chance(20) ? uint32_t{FVD_REQ_NO_FALLBACK} : 0;
 }
 
-void draw_nothing(Rng&, const Shape&, Op&) {}
+void draw_nothing(Rng&, const Shape&, Op&) {
+}
 
-void draw_tick(Rng& rng, const Shape&, Op& op) { op.a = rng.between(1, 9000); }
+void draw_tick(Rng& rng, const Shape&, Op& op) {
+    op.a = rng.between(1, 9000);
+}
 
-void draw_reopen(Rng& rng, const Shape&, Op& op) { op.a = rng.below(2); }
+void draw_reopen(Rng& rng, const Shape&, Op& op) {
+    op.a = rng.below(2);
+}
 
-void draw_check(Rng& rng, const Shape&, Op& op) { op.a = rng.below(2); }
+void draw_check(Rng& rng, const Shape&, Op& op) {
+    op.a = rng.below(2);
+}
 
 void draw_fault(Rng& rng, const Shape&, Op& op) {
     constexpr uint32_t everything = 0xFF & ~(1u << static_cast<unsigned>(CallKind::allocate));
@@ -58,16 +65,18 @@ void draw_fault(Rng& rng, const Shape&, Op& op) {
     const uint32_t choices[] = {bit(CallKind::write), bit(CallKind::flush), bit(CallKind::read),
                                 bit(CallKind::write_zeroes) | bit(CallKind::discard), everything};
     op.a = rng.pick(choices);
-    op.b = rng.chance(25) ? 1 : 0;                   /* for ever */
-    op.offset = rng.chance(30) ? ENOSPC : EIO;       /* errno */
-    op.length = rng.below(6);                        /* skip */
+    op.b = rng.chance(25) ? 1 : 0;             /* for ever */
+    op.offset = rng.chance(30) ? ENOSPC : EIO; /* errno */
+    op.length = rng.below(6);                  /* skip */
     const uint32_t files[] = {7, 1, 2, 4, 3};
     op.flags = rng.pick(files);
 }
 
 /* ------------------------------------------------------------------ running */
 
-Value value_of(const Op& op) { return static_cast<Value>(op.number + 1); }
+Value value_of(const Op& op) {
+    return static_cast<Value>(op.number + 1);
+}
 
 void fill(const World& world, const Op& op, Value value, GuestMemory& memory) {
     const uint32_t cell = world.shape().cell_size;
@@ -81,8 +90,8 @@ void end_write(World& world, const Op& op, uint64_t ticket, Status status) {
     using Result = ReferenceDisk::Result;
     const bool durable = (op.flags & FVD_REQ_FUA) != 0;
     const Result result = !status.ok() || !world.powered() ? Result::uncertain
-                          : durable                         ? Result::done_durably
-                                                            : Result::done;
+                          : durable                        ? Result::done_durably
+                                                           : Result::done;
     world.reference().write_ends(ticket, op.offset, op.length, result);
     world.judge_status(op, status);
     if (result == Result::done_durably) {
@@ -141,7 +150,9 @@ void run_flush(World& world, const Op& op) {
     world.judge_status(op, status);
 }
 
-void run_commit(World& world, const Op& op) { world.judge_status(op, world.image().commit()); }
+void run_commit(World& world, const Op& op) {
+    world.judge_status(op, world.image().commit());
+}
 
 void run_tick(World& world, const Op& op) {
     world.advance_clock(op.a);
@@ -177,7 +188,9 @@ void run_check(World& world, const Op& op) {
 }
 
 /* Everything before it has ended when it runs. */
-void run_pause(World& world, const Op& op) { world.finished(op, "ok"); }
+void run_pause(World& world, const Op& op) {
+    world.finished(op, "ok");
+}
 
 void run_fault(World& world, const Op& op) {
     FaultRule rule;
@@ -198,8 +211,8 @@ void run_no_memory(World& world, const Op& op) {
     world.finished(op, "ok");
 }
 
-/* In the order of OpKind. A cut of the power and a kill of the process are no requests: the scheduler
- * does them. */
+/* In the order of OpKind. A cut of the power and a kill of the process are no requests: the
+ * scheduler does them. */
 constexpr Operation kOperations[] = {
     {"write", false, 40, draw_write, run_write},
     {"read", false, 15, draw_range, run_read},
@@ -223,6 +236,8 @@ static_assert(std::size(kOperations) == static_cast<size_t>(OpKind::count));
 
 }  // namespace
 
-const Operation& operation(OpKind kind) { return kOperations[static_cast<size_t>(kind)]; }
+const Operation& operation(OpKind kind) {
+    return kOperations[static_cast<size_t>(kind)];
+}
 
 }  // namespace fvd::sim

@@ -78,8 +78,8 @@ bool OrderOracle::header_is_good(uint64_t offset) const {
 OrderOracle::Verdict OrderOracle::judge_header(uint64_t offset, ConstBytes bytes) {
     const bool is_primary = offset < kHeaderCopyOffset;
     if (offset % kHeaderSize != 0 || bytes.size() != kHeaderSize) {
-        return Violation{"I11", "a piece of the header is written, at offset " +
-                                    std::to_string(offset)};
+        return Violation{"I11",
+                         "a piece of the header is written, at offset " + std::to_string(offset)};
     }
     if (!header_is_good(is_primary ? kHeaderCopyOffset : kHeaderPrimaryOffset)) {
         return Violation{"R2", is_primary

@@ -2,9 +2,9 @@
 #pragma once
 /*
  * Watches the writes as they enter the device and judges their order, whether or not a crash state
- * happens to show it: data durable before the record that exposes it (R1), home durable before the ring
- * is written over (R2, I7), one good header at any moment, every write inside the region of its kind
- * (I11).
+ * happens to show it: data durable before the record that exposes it (R1), home durable before the
+ * ring is written over (R2, I7), one good header at any moment, every write inside the region of
+ * its kind (I11).
  */
 
 #include <optional>

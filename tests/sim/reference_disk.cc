@@ -67,7 +67,8 @@ void ReferenceDisk::write_ends(uint64_t ticket, uint64_t offset, uint64_t length
         for (Write& write : c.writes) {
             if (write.ticket == ticket) {
                 write.returned = moment;
-                write.certain = result != Result::uncertain;
+                write.certain =
+                    result == Result::done_durably || (result == Result::done && !write.overtaken);
                 write.durable = result == Result::done_durably;
             }
         }
@@ -120,6 +121,7 @@ void ReferenceDisk::cache_was_lost(uint64_t moment) {
                     write.lost_at = std::min(write.lost_at, moment);
                 }
                 write.certain = false;
+                write.overtaken = write.returned == UINT64_MAX;
             }
         }
         c.legal_known = false;
@@ -155,9 +157,8 @@ bool ReferenceDisk::legal_at_read(uint64_t cell, Value value, uint64_t begun) co
             newest = std::max(newest, write.issued);
         }
     }
-    return std::any_of(cells_[cell].writes.begin(), cells_[cell].writes.end(), [&](const Write& w) {
-        return w.value == value && w.returned >= newest;
-    });
+    return std::any_of(cells_[cell].writes.begin(), cells_[cell].writes.end(),
+                       [&](const Write& w) { return w.value == value && w.returned >= newest; });
 }
 
 const std::vector<Value>& ReferenceDisk::legal_after_cut(uint64_t cell) {

@@ -1,15 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #pragma once
 /*
- * What a guest may legally see, cell by cell. Written without looking at the engine: it knows promises
- * P1-P3 and nothing of blocks, bitmaps or journals.
+ * What a guest may legally see, cell by cell. Written without looking at the engine: it knows
+ * promises P1-P3 and nothing of blocks, bitmaps or journals.
  *
- * Of each cell it remembers the writes that may still matter: when each was issued, when it returned,
- * and whether a flush has made it durable. A value is legal unless a write that certainly counts began
- * after it had returned:
- *   after a power cut   only durable writes certainly count                      (P1, P2)
- *   at a read           every write that returned before the read began counts
- * A failed write, and a discard, never certainly counts: before or after, both may be seen for ever.
+ * Of each cell it remembers the writes that may still matter: when each was issued, when it
+ * returned, and whether a flush has made it durable. A value is legal unless a write that certainly
+ * counts began after it had returned: after a power cut   only durable writes certainly count (P1,
+ * P2) at a read           every write that returned before the read began counts A failed write,
+ * and a discard, never certainly counts: before or after, both may be seen for ever.
  */
 
 #include <string>
@@ -38,11 +37,12 @@ class ReferenceDisk {
 
     /** Moment at which a flush, or a read, is issued. */
     uint64_t now() { return ++clock_; }
-    /** The flush issued at @p moment succeeded: what had returned by then is durable. False when some
-     *  of that was lost before the answer was fixed at @p answered: the success is a lie (P7). */
+    /** The flush issued at @p moment succeeded: what had returned by then is durable. False when
+     * some of that was lost before the answer was fixed at @p answered: the success is a lie (P7).
+     */
     bool flush_ends(uint64_t moment, uint64_t answered);
-    /** A device lost its cache at @p moment (of Fiber::moment()): what is not durable may be there or
-     *  not, now and for ever (R13). */
+    /** A device lost its cache at @p moment (of Fiber::moment()): what is not durable may be there
+     * or not, now and for ever (R13); what is in flight too, however it ends. */
     void cache_was_lost(uint64_t moment);
     /** A new session: nobody promises anything about what the last one lost. */
     void forget_losses();
@@ -71,6 +71,7 @@ class ReferenceDisk {
         bool certain = false; /* returned with success */
         bool durable = false;
         uint64_t lost_at = UINT64_MAX; /* acknowledged, and then the device dropped it */
+        bool overtaken = false; /* a cache was lost while it was in flight, and perhaps its data */
         uint64_t issued = 0;
         uint64_t returned = UINT64_MAX;
         uint64_t ticket = 0;

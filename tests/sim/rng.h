@@ -16,7 +16,9 @@ constexpr uint64_t mix(uint64_t v) {
     v *= 0x94d049bb133111eb;
     return v ^ (v >> 31);
 }
-constexpr uint64_t mix(uint64_t a, uint64_t b) { return mix(a * 0x9e3779b97f4a7c15 + mix(b)); }
+constexpr uint64_t mix(uint64_t a, uint64_t b) {
+    return mix(a * 0x9e3779b97f4a7c15 + mix(b));
+}
 
 class Rng {
   public:

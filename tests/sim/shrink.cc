@@ -17,8 +17,8 @@ History without(const History& history, size_t begin, size_t end) {
 
 }  // namespace
 
-/* Leave out halves, quarters, ... single operations. The schedule depends on what is left, so each step
- * tries a few schedules too: the seed of the devices is a number like any other. */
+/* Leave out halves, quarters, ... single operations. The schedule depends on what is left, so each
+ * step tries a few schedules too: the seed of the devices is a number like any other. */
 History shrink(const History& history, const std::function<bool(const History&)>& still_breaks,
                size_t runs) {
     History best = history;

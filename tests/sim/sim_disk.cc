@@ -8,8 +8,12 @@
 namespace fvd::sim {
 
 SimDisk::SimDisk(unsigned number, uint32_t unit, uint64_t capacity)
-    : number_(number), unit_(unit), medium_(capacity), cache_(capacity),
-      medium_hash_(capacity / unit, 0), written_(capacity / unit, false) {
+    : number_(number),
+      unit_(unit),
+      medium_(capacity),
+      cache_(capacity),
+      medium_hash_(capacity / unit, 0),
+      written_(capacity / unit, false) {
     FVD_ASSERT(capacity % unit == 0);
 }
 
@@ -58,8 +62,8 @@ uint64_t SimDisk::submit(uint64_t offset, ConstBytes from) {
     return id;
 }
 
-/* A write that covers a part of a unit is put over what the cache holds when it arrives, so what it may
- * leave changes with the cache. */
+/* A write that covers a part of a unit is put over what the cache holds when it arrives, so what it
+ * may leave changes with the cache. */
 void SimDisk::rebase_in_flight(uint64_t unit) {
     const auto found = uncertain_.find(unit);
     if (found == uncertain_.end()) {
@@ -193,7 +197,9 @@ void SimDisk::write_through(uint64_t offset, ConstBytes from) {
     complete(id, true);
 }
 
-std::vector<uint64_t> SimDisk::take_changed() { return std::exchange(changed_, {}); }
+std::vector<uint64_t> SimDisk::take_changed() {
+    return std::exchange(changed_, {});
+}
 
 void SimDisk::settle(uint64_t unit, ConstBytes content) {
     set_durable(unit, content.data(), content_hash(content.data(), unit_));

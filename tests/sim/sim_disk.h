@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #pragma once
 /*
- * A disk with a volatile cache. Reads see the cache. A write is on the medium for certain only when a
- * flush that was issued after the write completed has completed (the dm-log-writes rule), or the write
- * carried FUA. Until then every write unit it covers is, after a power cut, what it was, or any of the
- * contents written since, independently of every other unit: reordered, dropped and torn writes in one.
+ * A disk with a volatile cache. Reads see the cache. A write is on the medium for certain only when
+ * a flush that was issued after the write completed has completed (the dm-log-writes rule), or the
+ * write carried FUA. Until then every write unit it covers is, after a power cut, what it was, or
+ * any of the contents written since, independently of every other unit: reordered, dropped and torn
+ * writes in one.
  */
 
 #include <map>
@@ -42,7 +43,8 @@ class SimDisk {
     /** The moment a flush is issued, to be given to flush_done(). */
     uint64_t flush_issued() { return ++clock_; }
     void flush_done(uint64_t issued);
-    /** The flush failed and the cache forgot what was dirty: reads still see it, the medium never will. */
+    /** The flush failed and the cache forgot what was dirty: reads still see it, the medium never
+     * will. */
     void drop_cache();
     /** The process died: what was in flight arrives in the cache, whole, in part, or not at all. */
     void end_in_flight(Rng& rng);

@@ -349,9 +349,13 @@ void SimHost::wake(void* task) {
     fiber->make_ready();
 }
 
-void SimHost::arm_timer(Timer timer, uint64_t delay_ms) { deadline[timer] = now_ms + delay_ms; }
+void SimHost::arm_timer(Timer timer, uint64_t delay_ms) {
+    deadline[timer] = now_ms + delay_ms;
+}
 
-void SimHost::cancel_timer(Timer timer) { deadline[timer] = 0; }
+void SimHost::cancel_timer(Timer timer) {
+    deadline[timer] = 0;
+}
 
 void SimHost::warn(const char* sentence) {
     if (observer_.logging()) {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #pragma once
 /*
- * The Host of a running world. A call that may wait puts its I/O into a list and yields its fiber; the
- * world decides which I/O completes next, and whether it fails.
+ * The Host of a running world. A call that may wait puts its I/O into a list and yields its fiber;
+ * the world decides which I/O completes next, and whether it fails.
  */
 
 #include <memory>
@@ -16,7 +16,16 @@
 
 namespace fvd::sim {
 
-enum class CallKind : uint8_t { read, write, write_zeroes, discard, flush, length, resize, allocate };
+enum class CallKind : uint8_t {
+    read,
+    write,
+    write_zeroes,
+    discard,
+    flush,
+    length,
+    resize,
+    allocate
+};
 
 /** Which calls fail, and how. */
 struct FaultRule {
@@ -36,7 +45,7 @@ struct PendingIo {
     uint64_t length = 0;
     std::span<const Slice> slices;
     bool durable = false;
-    uint64_t write = 0;        /* SimDisk's name of it */
+    uint64_t write = 0; /* SimDisk's name of it */
     uint64_t flush_moment = 0;
     int error = 0; /* how it will fail */
     Status status;
@@ -63,8 +72,12 @@ class SimHost final : public Host {
   public:
     SimHost(HostObserver& observer, SimDisk& image, SimDisk& data, std::vector<std::byte>& base,
             bool separate_data, Rng rng)
-        : observer_(observer), image_(image), data_(data), base_(base),
-          separate_data_(separate_data), rng_(rng) {}
+        : observer_(observer),
+          image_(image),
+          data_(data),
+          base_(base),
+          separate_data_(separate_data),
+          rng_(rng) {}
     ~SimHost();
 
     /* For the world. */

@@ -13,13 +13,13 @@ constexpr uint64_t kBlock = 1024;
 
 /* Kind, offset, length, flags, a. */
 constexpr Op kAlphabet[] = {
-    {OpKind::write, 0, kBlock, 0, 0, 0, 0},                       /* a whole block */
-    {OpKind::write, 512, 512, 0, 0, 0, 0},                        /* the end of a block */
-    {OpKind::write, kBlock, 512, FVD_REQ_FUA, 0, 0, 0},           /* the start of one, durably */
-    {OpKind::write, 512, 2 * kBlock, 0, 0, 0, 0},                 /* two edges */
-    {OpKind::write, 0, 4 * kBlock, 0, 0, 0, 0},                   /* everything */
-    {OpKind::write, 3 * kBlock + 512, 512, 0, 0, 0, 0},           /* the end of the disk */
-    {OpKind::write_zeroes, kBlock, 2 * kBlock, 0, 0, 0, 0},       /* whole blocks */
+    {OpKind::write, 0, kBlock, 0, 0, 0, 0},                        /* a whole block */
+    {OpKind::write, 512, 512, 0, 0, 0, 0},                         /* the end of a block */
+    {OpKind::write, kBlock, 512, FVD_REQ_FUA, 0, 0, 0},            /* the start of one, durably */
+    {OpKind::write, 512, 2 * kBlock, 0, 0, 0, 0},                  /* two edges */
+    {OpKind::write, 0, 4 * kBlock, 0, 0, 0, 0},                    /* everything */
+    {OpKind::write, 3 * kBlock + 512, 512, 0, 0, 0, 0},            /* the end of the disk */
+    {OpKind::write_zeroes, kBlock, 2 * kBlock, 0, 0, 0, 0},        /* whole blocks */
     {OpKind::write_zeroes, 2 * kBlock, 512, FVD_REQ_FUA, 0, 0, 0}, /* a part of one */
     {OpKind::discard, 0, 2 * kBlock, 0, 0, 0, 0},
     {OpKind::flush, 0, 0, 0, 0, 0, 0},
@@ -58,7 +58,9 @@ History make(uint64_t code, size_t length) {
 
 }  // namespace
 
-uint64_t small_world_count() { return kOps + kOps * kOps + kOps * kOps * kOps; }
+uint64_t small_world_count() {
+    return kOps + kOps * kOps + kOps * kOps * kOps;
+}
 
 History small_world(uint64_t index) {
     uint64_t histories = kOps;

@@ -2,8 +2,9 @@
 #pragma once
 /*
  * Contents that say who wrote them and where. A cell (512 bytes, or less where requests may be that
- * small) is filled with words that step by a constant from a first one, and the first one can be undone
- * into the number of the value and the number of the cell: any mixture, shift or invention shows.
+ * small) is filled with words that step by a constant from a first one, and the first one can be
+ * undone into the number of the value and the number of the cell: any mixture, shift or invention
+ * shows.
  */
 
 #include <cstdint>
@@ -17,8 +18,9 @@ namespace fvd::sim {
 /** Value of a cell: 0 reads as zeros, others are numbers of guest writes or of the plants below. */
 using Value = uint32_t;
 inline constexpr Value kZero = 0;
-inline constexpr Value kBase = 0xF0000001;  /* the base image's own content */
-inline constexpr Value kTrap = 0xF0000002;  /* old bytes under blocks that nobody wrote: never seen */
+inline constexpr Value kBase = 0xF0000001; /* the base image's own content */
+inline constexpr Value kTrap =
+    0xF0000002; /* old bytes under blocks that nobody wrote: never seen */
 inline constexpr Value kAlien = 0xFFFFFFFF; /* not a content this world ever made */
 
 namespace stamp {

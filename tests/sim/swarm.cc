@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Random histories. Each seed leaves some operations out and favours others (swarm testing): a history
- * of every kind at once reaches the deep corners of none.
+ * Random histories. Each seed leaves some operations out and favours others (swarm testing): a
+ * history of every kind at once reaches the deep corners of none.
  */
 #include <algorithm>
 
@@ -31,7 +31,8 @@ void draw_sizes(Rng& rng, Shape& shape) {
     const uint64_t sizes[] = {16384, 32768, 32768, 65536, 65536, 131072};
     shape.virtual_size = rng.pick(sizes);
     if (rng.chance(30)) {
-        shape.virtual_size -= align * rng.below(std::min<uint64_t>(8, shape.virtual_size / align)); /* odd, but legal */
+        shape.virtual_size -= align * rng.below(std::min<uint64_t>(
+                                          8, shape.virtual_size / align)); /* odd, but legal */
     }
     const uint64_t blocks[] = {512, 1024, 1536, 2048, 4096, 4096, 7680, 8192, 15872, 16384};
     shape.block_size = rng.pick(blocks);
@@ -132,8 +133,8 @@ void make_ring_history(Rng& rng, History& history) {
     }
 }
 
-/* Scattered blocks between flushes: groups of several units, torn in every way; and the image emptied, so
- * that the ring holds records of blocks that are not here any more. */
+/* Scattered blocks between flushes: groups of several units, torn in every way; and the image
+ * emptied, so that the ring holds records of blocks that are not here any more. */
 void make_burst_history(Rng& rng, History& history) {
     Shape& shape = history.shape;
     shape = {};
@@ -161,8 +162,8 @@ void make_burst_history(Rng& rng, History& history) {
             }
         }
         add(OpKind::flush, 0, 0);
-        const OpKind between[] = {OpKind::make_empty, OpKind::make_empty, OpKind::cut,
-                                  OpKind::kill, OpKind::reopen};
+        const OpKind between[] = {OpKind::make_empty, OpKind::make_empty, OpKind::cut, OpKind::kill,
+                                  OpKind::reopen};
         if (rng.chance(70)) {
             add(rng.pick(between), 0, 0);
         }

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #pragma once
 /*
- * Hashes of contents, so that equal crash states are recognised and looked at once. The hash of a disk
- * is the sum over its write units, so changing one unit changes it in constant time. A unit of zeros
- * counts nothing: a sparse disk costs what is written to it.
+ * Hashes of contents, so that equal crash states are recognised and looked at once. The hash of a
+ * disk is the sum over its write units, so changing one unit changes it in constant time. A unit of
+ * zeros counts nothing: a sparse disk costs what is written to it.
  */
 
 #include <cstdint>

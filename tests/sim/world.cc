@@ -92,7 +92,7 @@ Outcome World::run() {
 /* ------------------------------------------------------------------------------ the scheduler */
 
 void World::spawn(std::function<void()> body) {
-    fibers_.push_back(pool_.start(std::move(body)));
+    fibers_.push_back(FiberPool::shared().start(std::move(body)));
 }
 
 void World::resume_one(size_t index) {
@@ -100,7 +100,7 @@ void World::resume_one(size_t index) {
     fiber->resume();
     if (fiber->finished()) {
         fibers_.erase(std::find(fibers_.begin(), fibers_.end(), fiber));
-        pool_.recycle(fiber);
+        FiberPool::shared().recycle(fiber);
     }
 }
 
@@ -282,7 +282,9 @@ void World::flush_failed(File, Fiber* who) {
     event("a flush failed and the cache is lost");
 }
 
-void World::host_broken(const char* promise, const std::string& text) { fail(promise, text); }
+void World::host_broken(const char* promise, const std::string& text) {
+    fail(promise, text);
+}
 
 void World::fail(const char* promise, const std::string& text) {
     if (!violation_ && powered_) {

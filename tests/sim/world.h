@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #pragma once
 /*
- * A world from a history: disks, a host, the core, guests, and a scheduler that may run any ready fiber
- * and complete any I/O next. What happens is decided by the history and its seed alone.
+ * A world from a history: disks, a host, the core, guests, and a scheduler that may run any ready
+ * fiber and complete any I/O next. What happens is decided by the history and its seed alone.
  */
 
 #include <cstdio>
@@ -23,9 +23,9 @@
 namespace fvd::sim {
 
 struct WorldOptions {
-    FILE* log = nullptr; /* one line an event */
+    FILE* log = nullptr;                  /* one line an event */
     std::optional<FaultRule> first_fault; /* armed before the first operation */
-    bool fault_open = false; /* armed before the image is opened */
+    bool fault_open = false;              /* armed before the image is opened */
     bool exact_memory = false;
     bool damage = false; /* end with a flush and a kill, so that the journal holds something */
 };
@@ -61,7 +61,8 @@ class World final : public HostObserver {
     /** Compare a buffer read from @p offset with what was legal since @p begun. */
     void judge_read(const GuestMemory& memory, uint64_t offset, uint64_t begun);
     void close_and_open(bool flush_first, bool read_only_between);
-    /** What `qemu-img commit` does: all that is here goes to the base, then the image is emptied. */
+    /** What `qemu-img commit` does: all that is here goes to the base, then the image is emptied.
+     */
     void commit_to_base();
     /** What `qemu-img check` does, to an image that is closed meanwhile. */
     void check_image_file(bool repair);
@@ -117,17 +118,17 @@ class World final : public HostObserver {
     ReferenceDisk reference_;
     SimHost host_;
     OrderOracle oracle_;
-    FiberPool pool_;
     std::vector<Fiber*> fibers_;
     std::unique_ptr<Image> image_;
     std::optional<Violation> violation_;
     size_t next_op_ = 0;
     uint32_t in_flight_ = 0;
-    uint32_t background_ = 0; /* timer fibers */
+    uint32_t background_ = 0;    /* timer fibers */
     bool quiet_running_ = false; /* an operation that wants to be alone */
     bool alone_ = false;         /* the world itself does something; nothing is issued */
     bool powered_ = true;
-    Fiber* urgent_ = nullptr; /* its host serialises flushes: a failure is known before the next ends */
+    Fiber* urgent_ =
+        nullptr; /* its host serialises flushes: a failure is known before the next ends */
     bool pending_changed_ = false;
     bool look_now_ = false;
     uint64_t flush_failures_ = 0;
@@ -139,8 +140,8 @@ class World final : public HostObserver {
 /** The operations' table; see operations.cc. */
 struct Operation {
     const char* name;
-    bool quiet;       /* wants no other request in flight */
-    uint32_t weight;  /* how often a random history draws it, before the seed's own weights */
+    bool quiet;      /* wants no other request in flight */
+    uint32_t weight; /* how often a random history draws it, before the seed's own weights */
     void (*draw)(Rng& rng, const Shape& shape, Op& op);
     void (*run)(World& world, const Op& op);
 };

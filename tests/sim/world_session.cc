@@ -205,7 +205,8 @@ void World::look_read_only() {
     oracle_.set_read_only(false);
 }
 
-/* Faults stay armed: a check meets them as a request does, and its repair must leave the image whole. */
+/* Faults stay armed: a check meets them as a request does, and its repair must leave the image
+ * whole. */
 void World::check_image_file(bool repair) {
     const bool had_faults = host_.has_faults();
     close(true);
@@ -230,7 +231,8 @@ void World::check_image_file(bool repair) {
 }
 
 void World::flushed(uint64_t moment, uint64_t failures_when_issued) {
-    /* Without a bitmap flushes are the storage's own affair. */
+    /* Without metadata a flush after a failed one is the storage's own affair, as with a raw disk.
+     */
     if (failures_when_issued != 0 && shape().has_base) {
         fail("R13", "a flush succeeded although one before it failed");
     }
@@ -275,8 +277,7 @@ void World::power_cut() {
     if (explorer_.violation()) {
         return;
     }
-    const std::vector<Candidate> candidates =
-        CrashExplorer::candidates_of(image_disk_, data_disk_);
+    const std::vector<Candidate> candidates = CrashExplorer::candidates_of(image_disk_, data_disk_);
     CutStates states(candidates, rng_);
     const Choice choice = states.random_choice();
     std::vector<std::vector<std::byte>> kept(candidates.size());
@@ -301,8 +302,8 @@ void World::power_cut() {
     judge_after_death(true);
 }
 
-/* SIGKILL: the process is gone, the device's cache is not. What was acknowledged and not flushed may be
- * lost all the same, and nothing that is read now is durable yet. */
+/* SIGKILL: the process is gone, the device's cache is not. What was acknowledged and not flushed
+ * may be lost all the same, and nothing that is read now is durable yet. */
 void World::kill() {
     event("KILL");
     end_of_process();
@@ -345,8 +346,9 @@ void World::judge_after_death(bool settle) {
         for (uint64_t cell = 0; cell < reference_.cells(); cell++) {
             const Value seen = stamp::read(&memory.bytes[cell * size], size, cell);
             if (!reference_.legal_after_cut(cell, seen)) {
-                fail("P1", "after a cut sector " + std::to_string(cell * size / 512) + " reads as " +
-                               value_text(seen) + "; legal: " + reference_.legal_text(cell));
+                fail("P1", "after a cut sector " + std::to_string(cell * size / 512) +
+                               " reads as " + value_text(seen) +
+                               "; legal: " + reference_.legal_text(cell));
                 return;
             }
             if (settle) {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * fvd-threads: the core on real threads, under the race detector as a test, without it as a measure of
- * what several queues give.
+ * fvd-threads: the core on real threads, under the race detector as a test, without it as a measure
+ * of what several queues give.
  */
 #include <cstdio>
 #include <cstdlib>
@@ -17,15 +17,18 @@ struct Arguments {
     uint64_t seed = 1;
     unsigned threads = 8;
     bool throughput = false;
+    bool planted_race = false;
 };
 
 int usage() {
-    std::fputs("usage: fvd-threads [--seconds N] [--seed N] [--threads N] [--throughput]\n"
-               "  --seconds N   how long (15); with --throughput: for each line (1)\n"
-               "  --seed N      the first world (1)\n"
-               "  --threads N   queues (8)\n"
-               "  --throughput  requests a second with 1, 2, 4 and 8 queues\n",
-               stderr);
+    std::fputs(
+        "usage: fvd-threads [--seconds N] [--seed N] [--threads N] [--throughput] [--plant-race]\n"
+        "  --seconds N   how long (15); with --throughput: for each line (1)\n"
+        "  --seed N      the first world (1)\n"
+        "  --threads N   queues (8)\n"
+        "  --throughput  requests a second with 1, 2, 4 and 8 queues\n"
+        "  --plant-race  the core's mutex excludes nobody\n",
+        stderr);
     return 2;
 }
 
@@ -35,6 +38,8 @@ bool parse(int argc, char** argv, Arguments& arguments) {
         const bool has_value = i + 1 < argc;
         if (std::strcmp(argv[i], "--throughput") == 0) {
             arguments.throughput = true;
+        } else if (std::strcmp(argv[i], "--plant-race") == 0) {
+            arguments.planted_race = true;
         } else if (std::strcmp(argv[i], "--seconds") == 0 && has_value) {
             arguments.seconds = std::atof(argv[++i]);
             seconds_given = true;
@@ -56,11 +61,11 @@ bool parse(int argc, char** argv, Arguments& arguments) {
 
 /** A few lives of one image. */
 bool live(World& world, double seconds) {
-    return world.create() &&                                            //
-           world.run(seconds * 0.4) && world.check_recovery() &&        //
-           world.stop_and_start() && world.run(seconds * 0.2) &&        //
-           world.check_recovery() && world.make_empty() &&              //
-           world.run(seconds * 0.4) && world.check_recovery() &&        //
+    return world.create() &&                                      //
+           world.run(seconds * 0.4) && world.check_recovery() &&  //
+           world.stop_and_start() && world.run(seconds * 0.2) &&  //
+           world.check_recovery() && world.make_empty() &&        //
+           world.run(seconds * 0.4) && world.check_recovery() &&  //
            world.stop_and_start() && world.finish();
 }
 
@@ -77,6 +82,7 @@ int test(const Arguments& arguments) {
     for (uint64_t seed = arguments.seed; elapsed() < arguments.seconds; seed++) {
         WorldOptions options = options_of_seed(seed);
         options.threads = arguments.threads;
+        options.planted_race = arguments.planted_race;
         World world(options);
         const bool right = live(world, std::min(2.0, arguments.seconds / 6));
         (right ? passed : failed)++;

@@ -14,11 +14,13 @@ constexpr uint64_t kWords = kSector / 8;
 constexpr uint64_t kLongestRun = 28;
 
 Kind kind_of(uint64_t version) {
-    return version % 8 == 7 ? Kind::zero : version % 8 == 6 ? Kind::discarded_then_data : Kind::data;
+    return version % 8 == 7   ? Kind::zero
+           : version % 8 == 6 ? Kind::discarded_then_data
+                              : Kind::data;
 }
 
-/* Every word says where it belongs, so that a word out of place is seen whatever its neighbours are.
- * Never 0: sectors are counted from 1 here. */
+/* Every word says where it belongs, so that a word out of place is seen whatever its neighbours
+ * are. Never 0: sectors are counted from 1 here. */
 uint64_t word_of(uint64_t sector, uint64_t version, uint64_t index) {
     return version << 32 | (sector + 1) << 6 | index;
 }
@@ -26,7 +28,9 @@ uint64_t word_of(uint64_t sector, uint64_t version, uint64_t index) {
 }  // namespace
 
 SectorModel::SectorModel(uint64_t sectors, uint64_t base_sectors, unsigned owners, uint64_t seed)
-    : sectors_(sectors), base_sectors_(base_sectors), versions_(new Versions[sectors]),
+    : sectors_(sectors),
+      base_sectors_(base_sectors),
+      versions_(new Versions[sectors]),
       runs_(owners) {
     FVD_ASSERT(sectors < 1 << 25);
     Random random(seed);
@@ -64,8 +68,7 @@ void SectorModel::end(Run run, uint64_t version) {
 void SectorModel::fill(Run run, uint64_t version, std::byte* data) const {
     const bool zero = kind_of(version) == Kind::zero;
     for (uint64_t i = 0; i < run.count * kWords; i++) {
-        const uint64_t word =
-            zero ? 0 : word_of(run.begin + i / kWords, version, i % kWords);
+        const uint64_t word = zero ? 0 : word_of(run.begin + i / kWords, version, i % kWords);
         std::memcpy(data + i * 8, &word, sizeof(word));
     }
 }
@@ -84,7 +87,8 @@ void SectorModel::before_read(Run run, std::vector<uint64_t>& least) const {
     }
 }
 
-/* Zeros are the content of some version of the range, or a discard may have shown them meanwhile. */
+/* Zeros are the content of some version of the range, or a discard may have shown them meanwhile.
+ */
 bool SectorModel::zero_allowed(uint64_t sector, uint64_t least, uint64_t most) const {
     if (least == 0 && sector >= base_sectors_) {
         return true;
@@ -116,15 +120,14 @@ std::string SectorModel::judge(Run run, const std::vector<uint64_t>& least,
                                            kind_of(version) != Kind::zero;
         if (!legal) {
             char text[200];
-            std::snprintf(text, sizeof(text),
-                          "sector %llu word %llu reads as 0x%llx (version %llu); versions %llu to "
-                          "%llu are legal",
-                          static_cast<unsigned long long>(sector),
-                          static_cast<unsigned long long>(i % kWords),
-                          static_cast<unsigned long long>(word),
-                          static_cast<unsigned long long>(version),
-                          static_cast<unsigned long long>(low),
-                          static_cast<unsigned long long>(high));
+            std::snprintf(
+                text, sizeof(text),
+                "sector %llu word %llu reads as 0x%llx (version %llu); versions %llu to "
+                "%llu are legal",
+                static_cast<unsigned long long>(sector),
+                static_cast<unsigned long long>(i % kWords), static_cast<unsigned long long>(word),
+                static_cast<unsigned long long>(version), static_cast<unsigned long long>(low),
+                static_cast<unsigned long long>(high));
             return text;
         }
     }

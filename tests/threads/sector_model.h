@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #pragma once
 /*
- * What each sector may read as while threads write. One thread owns a sector and alone writes it, so a
- * sector has versions 0 (the base), 1, 2, ...; the owner says before a request that version v begins
- * and afterwards that it ended, and a reader on any thread must find a version between the last that
- * had ended before the read and the last that had begun after it.
+ * What each sector may read as while threads write. One thread owns a sector and alone writes it,
+ * so a sector has versions 0 (the base), 1, 2, ...; the owner says before a request that version v
+ * begins and afterwards that it ended, and a reader on any thread must find a version between the
+ * last that had ended before the read and the last that had begun after it.
  *
  * Owners change every few sectors, at places that have nothing to do with blocks: most blocks have
  * several owners, who race for the first write.

@@ -78,8 +78,12 @@ void MemoryFile::copy_from(const MemoryFile& other) {
 /* ------------------------------------------------------------------------------- life */
 
 ThreadHost::ThreadHost(const HostOptions& options)
-    : image_(options.image_capacity), base_(options.base_capacity), options_(options),
-      failing_writes_(options.failing_writes), timer_thread_([this] { run_timers(); }) {}
+    : image_(options.image_capacity),
+      base_(options.base_capacity),
+      options_(options),
+      failing_writes_(options.failing_writes),
+      timer_thread_([this] { run_timers(); }) {
+}
 
 ThreadHost::~ThreadHost() {
     quiesce();
@@ -181,7 +185,9 @@ Status ThreadHost::flush(File) {
     return {};
 }
 
-int64_t ThreadHost::length(File which) { return static_cast<int64_t>(file(which).length()); }
+int64_t ThreadHost::length(File which) {
+    return static_cast<int64_t>(file(which).length());
+}
 
 Status ThreadHost::resize(File which, uint64_t length, Preallocation) {
     file(which).set_length(length);
@@ -203,7 +209,9 @@ void* ThreadHost::allocate(size_t size) {
     return memory;
 }
 
-void ThreadHost::release(void* memory) { std::free(memory); }
+void ThreadHost::release(void* memory) {
+    std::free(memory);
+}
 
 void ThreadHost::fill_guest_zero(void* guest, uint64_t guest_offset, uint64_t length) {
     std::memset(static_cast<std::byte*>(guest) + guest_offset, 0, length);
@@ -213,27 +221,36 @@ void ThreadHost::fill_guest_zero(void* guest, uint64_t guest_offset, uint64_t le
 
 void ThreadHost::lock() {
     FVD_ASSERT(!holds_mutex);
-    mutex_.lock();
+    if (!options_.planted_race) {
+        mutex_.lock();
+    }
     holds_mutex = true;
 }
 
 void ThreadHost::unlock() {
     FVD_ASSERT(holds_mutex);
     holds_mutex = false;
-    mutex_.unlock();
+    if (!options_.planted_race) {
+        mutex_.unlock();
+    }
 }
 
-void* ThreadHost::current_task() { return &this_task; }
+void* ThreadHost::current_task() {
+    return &this_task;
+}
 
 void ThreadHost::park() {
     FVD_ASSERT(holds_mutex);
     parks_.fetch_add(1, std::memory_order_relaxed);
-    std::unique_lock guard(mutex_, std::adopt_lock);
+    auto guard = options_.planted_race ? std::unique_lock(mutex_)
+                                       : std::unique_lock(mutex_, std::adopt_lock);
     holds_mutex = false;
     this_task.changed.wait(guard, [] { return this_task.woken; });
     this_task.woken = false;
     holds_mutex = true;
-    guard.release();
+    if (!options_.planted_race) {
+        guard.release();
+    }
 }
 
 void ThreadHost::wake(void* task) {
@@ -285,7 +302,9 @@ void ThreadHost::fire(std::unique_lock<std::mutex>&) {
     });
 }
 
-void ThreadHost::warn(const char* sentence) { std::fprintf(stderr, "warning: %s\n", sentence); }
+void ThreadHost::warn(const char* sentence) {
+    std::fprintf(stderr, "warning: %s\n", sentence);
+}
 
 void ThreadHost::random(MutableBytes bytes) {
     for (std::byte& byte : bytes) {

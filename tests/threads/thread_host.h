@@ -44,9 +44,10 @@ class MemoryFile {
 struct HostOptions {
     uint64_t image_capacity = 0;
     uint64_t base_capacity = 0;
-    bool slow = true;             /* I/O sometimes gives way to other threads */
-    uint32_t failing_writes = 0;  /* one of so many writes of metadata fails; 0: none */
+    bool slow = true;              /* I/O sometimes gives way to other threads */
+    uint32_t failing_writes = 0;   /* one of so many writes of metadata fails; 0: none */
     uint64_t timer_divisor = 1000; /* time goes so much faster for timers */
+    bool planted_race = false;     /* the mutex excludes nobody: the race detector must say so */
 };
 
 class ThreadHost final : public Host {

@@ -41,6 +41,7 @@ std::unique_ptr<ThreadHost> make_host(const WorldOptions& options, bool slow) {
     host_options.image_capacity = options.sectors * kSector + kMetadataRoom;
     host_options.base_capacity = options.base_sectors * kSector;
     host_options.slow = slow;
+    host_options.planted_race = options.planted_race;
     auto host = std::make_unique<ThreadHost>(host_options);
     MemoryFile& base = host->file(FVD_FILE_BASE);
     base.set_length(host_options.base_capacity);
@@ -60,14 +61,17 @@ Error create_on(ThreadHost& host, const WorldOptions& options) {
     create.base_size = options.base_sectors * kSector;
     create.block_size = options.block_size;
     create.journal_unit = options.journal_unit;
-    create.journal_size = uint64_t{options.journal_unit} * 64; /* the smallest: it goes round often */
+    create.journal_size =
+        uint64_t{options.journal_unit} * 64; /* the smallest: it goes round often */
     return create_image(host, create);
 }
 
 World::World(const WorldOptions& options)
     : options_(options),
       model_(options.sectors, options.base_sectors, options.threads, options.seed),
-      host_(make_host(options, true)), image_(std::make_unique<Image>(*host_)) {}
+      host_(make_host(options, true)),
+      image_(std::make_unique<Image>(*host_)) {
+}
 
 /* ------------------------------------------------------------------------------- complaints */
 
@@ -93,8 +97,12 @@ bool World::must(const Error& error, const char* what) {
 class World::Worker {
   public:
     Worker(World& world, unsigned number)
-        : world_(world), image_(*world.image_), model_(world.model_), number_(number),
-          random_(world.options_.seed * 64 + number), buffer_(make_buffer(kMostSectors * kSector)) {}
+        : world_(world),
+          image_(*world.image_),
+          model_(world.model_),
+          number_(number),
+          random_(world.options_.seed * 64 + number),
+          buffer_(make_buffer(kMostSectors * kSector)) {}
 
     void run() {
         while (!world_.ending_.load(std::memory_order_relaxed)) {
@@ -141,8 +149,8 @@ class World::Worker {
     /* Where writes of metadata fail, whatever needs them fails with EIO and nothing else. */
     bool check(Status status) {
         return status.ok() ||
-               (status.value() != -EIO && world_.complain("a request failed with " +
-                                                          std::to_string(status.value())));
+               (status.value() != -EIO &&
+                world_.complain("a request failed with " + std::to_string(status.value())));
     }
 
     /* The version ends only after a success: until then both are legal. */
@@ -308,6 +316,8 @@ bool World::make_empty() {
     return verify(*image_, "after the image was emptied");
 }
 
-bool World::finish() { return must(image_->stop(), "last stop"); }
+bool World::finish() {
+    return must(image_->stop(), "last stop");
+}
 
 }  // namespace fvd::threads

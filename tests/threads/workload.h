@@ -18,6 +18,7 @@ struct WorldOptions {
     uint64_t base_sectors = 9001; /* odd: the last block of the base is cut */
     uint64_t block_size = 4096;
     uint32_t journal_unit = 512;
+    bool planted_race = false;
 };
 
 /** Different sizes of blocks and units for each seed. */

@@ -28,7 +28,8 @@ def wanted(tool):
         if tool == "clang-tidy" and core and path.suffix == ".cc":
             yield file
         if tool == "clang-format" and path.suffix in tidy.CPP and file not in OTHER_STYLE and \
-                (core or file.startswith("tests/unit/")):
+                (core or file.startswith(("tests/unit/", "tests/sim/", "tests/threads/",
+                                         "tests/fuzz/"))):
             yield file
 
 
