@@ -8,8 +8,8 @@ programs := qemu-img qemu-io qemu-nbd storage-daemon/qemu-storage-daemon
 targets := $(programs) qemu-system-x86_64
 
 .DEFAULT_GOAL := all
-.PHONY: all configured core programs programs-asan \
-        check check-unit check-qemu check-iotests check-asan bench demo clean help
+.PHONY: all configured core programs programs-asan check check-unit check-sim check-fuzz check-long \
+        check-mutants check-qemu check-iotests check-asan bench demo clean help
 
 all: core programs ## Build everything; the programs land in build/bin
 
@@ -19,6 +19,7 @@ configured:
 
 core: configured
 	@qemu/build-dir $(build)/core
+	@mkdir -p $(build)/bin && ln -sf ../core/tests/sim/fvd-sim $(build)/bin/fvd-sim
 
 programs: configured
 	@qemu/build-dir $(build)/qemu $(targets)
@@ -32,10 +33,22 @@ programs-asan:
 	@cd $(build)/bin-asan && ln -sf $(addprefix ../qemu-asan/,$(programs)) .
 
 check: all ## Run all tests; ends with the line 'N passed, N failed'
-	@tests/run-all unit qemu iotests
+	@tests/run-all unit sim plants threads fuzz qemu iotests
 
-check-unit: core ## The core alone: units, simulator
+check-unit: core ## The units of the core
 	@tests/run-all unit
+
+check-sim: core ## The simulator, its planted bugs, the core on real threads
+	@tests/run-all sim plants threads
+
+check-fuzz: ## The fuzzers and their corpus
+	@tests/run-all fuzz
+
+check-long: core ## Simulator and fuzzers for hours
+	@tests/run-all sim-long fuzz-long
+
+check-mutants: core ## Conditions of the format units flipped, one at a time: does a test notice?
+	@tests/unit/mutants.py
 
 check-qemu: programs ## Black-box tests of the real programs
 	@tests/run-all qemu
