@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "fvd/format/journal_unit.h"
 
-
 #include "fvd/base/arith.h"
 #include "fvd/base/crc32c.h"
 #include "fvd/base/plant.h"
