@@ -105,9 +105,11 @@ class Worker {
     }
 
     bool next_create(Piece& piece) {
-        const uint64_t index = shared_.creates++;
-        piece = {PieceKind::create, index};
-        return wants("create") && index < create_shape_count();
+        if (!wants("create") || shared_.creates >= create_shape_count()) {
+            return false;
+        }
+        piece = {PieceKind::create, shared_.creates++};
+        return piece.index < create_shape_count();
     }
 
     bool next_damage(Piece& piece, uint64_t turn) {
