@@ -211,6 +211,10 @@ int fvd_set_base(fvd_image* image, const char* name, const char* format, fvd_err
     return report(image->image.set_base(name, format), error);
 }
 
+int fvd_resize(fvd_image* image, uint64_t size, fvd_preallocation mode, fvd_error* error) {
+    return report(image->image.resize(size, mode), error);
+}
+
 void fvd_timer_expired(fvd_image* image, fvd_timer timer) {
     image->image.timer_expired(timer);
 }

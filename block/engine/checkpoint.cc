@@ -189,6 +189,11 @@ Status Committer::forget_on_disk() {
     return status;
 }
 
+void Committer::forget_past_end() {
+    bitmap_.cut(header_.block_count());
+    table_.cut(header_.chunk_count(), [this](SlotIndex slot) { slots_.give_up(slot); });
+}
+
 /* ENOMEM: nothing was written. */
 Status Committer::clear_home() {
     HostBuffer zeroes(host_, std::min(header_.bitmap_size, kHomeWriteBytes));

@@ -178,7 +178,7 @@ ByteRange Image::whole_chunks(uint64_t offset, uint64_t end) const {
         return {};
     }
     const uint64_t size = header_.chunk_size;
-    return {div_ceil(offset, size) * size, end == header_.virtual_size ? end : end / size * size};
+    return {div_ceil(offset, size) * size, end == disk_size_ ? end : end / size * size};
 }
 
 Status Image::zero_compact(uint64_t offset, uint64_t length, uint32_t flags) {

@@ -10,10 +10,11 @@
 namespace fvd {
 
 BlockRange Image::tracked_blocks(uint64_t offset, uint64_t length) const {
-    if (offset >= tracked_size_ || length == 0) {
+    const uint64_t tracked = tracked_size_;
+    if (offset >= tracked || length == 0) {
         return {};
     }
-    const uint64_t end = std::min(offset + length, tracked_size_);
+    const uint64_t end = std::min(offset + length, tracked);
     return {BlockIndex(offset / header_.block_size), BlockIndex(div_ceil(end, header_.block_size))};
 }
 
@@ -24,7 +25,7 @@ bool Image::all_here(BlockRange blocks) const {
 /* The last block ends where the base ends. */
 uint64_t Image::block_end(uint64_t block) const {
     const uint64_t end = (block + 1) * header_.block_size;
-    return FVD_PLANT(copy_past_base) ? end : std::min(end, tracked_size_);
+    return FVD_PLANT(copy_past_base) ? end : std::min(end, tracked_size_.load());
 }
 
 ByteRange Image::bytes_of(BlockRange blocks) const {

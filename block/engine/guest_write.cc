@@ -254,7 +254,7 @@ Status Image::discard_missing(uint64_t offset, uint64_t length) {
     const uint64_t block = header_.block_size;
     const uint64_t begin = offset % block == 0 ? offset : offset - offset % block + block;
     const uint64_t end =
-        offset + length == tracked_size_ ? tracked_size_ : (offset + length) / block * block;
+        offset + length == tracked_size_ ? offset + length : (offset + length) / block * block;
     if (begin >= end) {
         return {};
     }

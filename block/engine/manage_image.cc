@@ -11,7 +11,7 @@
 namespace fvd {
 
 bool Image::needs_base() const {
-    return tracked_size_ != 0 && !current_.all_set(0, current_.bits());
+    return uses_bitmap() && !current_.all_set(0, header_.block_count());
 }
 
 bool Image::is_clean() const {
@@ -108,9 +108,9 @@ void Image::describe(fvd_info* info) const {
     info->chunk_size = header_.chunk_size;
     info->storage_grow_unit = header_.storage_grow_unit;
     if (started_ && is_tracked()) {
-        info->blocks = current_.bits();
+        info->blocks = uses_bitmap() ? header_.block_count() : 0;
         info->blocks_here = current_.count();
-        info->chunks = table_.chunks();
+        info->chunks = header_.chunk_count();
         info->chunks_stored = table_.stored();
         info->pending_pages = committer_.pending_pages();
     }

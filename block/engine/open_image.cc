@@ -42,7 +42,7 @@ Error make_bitmap(Host& host, uint64_t bits, HostBuffer* memory, BlockBitmap* bi
     return Error::none();
 }
 
-/* Entries are loaded into it next. */
+/* Its entries are undefined yet. */
 Error make_table(Host& host, uint64_t chunks, HostBuffer* memory, ChunkTable* table) {
     const uint64_t size = std::max<uint64_t>(chunks, 1) * sizeof(uint32_t);
     *memory = HostBuffer(host, size);
@@ -118,7 +118,8 @@ Error Image::start(StartMode mode) {
         return error;
     }
     writable_ = mode == StartMode::writable;
-    tracked_size_ = header_.has_bitmap() && !header_.base_fully_prefetched ? header_.base_size : 0;
+    disk_size_ = header_.virtual_size;
+    tracked_size_ = uses_bitmap() ? header_.base_size : 0;
     data_end_ =
         header_.has_table() ? static_cast<uint64_t>(std::max<int64_t>(data_length, 0)) : UINT64_MAX;
     committer_.begin_untracked();
@@ -160,9 +161,20 @@ Error Image::recover(bool* settle) {
         if (Error error = replay(plan); !error.ok()) {
             return error;
         }
+        mark_leftovers();
         *settle = true;
     }
     return Error::none();
+}
+
+/* A disk that was made smaller may not have come to clear what lay past its end. */
+void Image::mark_leftovers() {
+    if (uses_bitmap()) {
+        const uint64_t page = header_.block_count() / kBlocksPerPage;
+        unsaved_pages_.set(std::min(page, unsaved_pages_.bits()), unsaved_pages_.bits());
+    }
+    const uint64_t page = header_.chunk_count() / kChunksPerPage;
+    unsaved_entries_.set(std::min(page, unsaved_entries_.bits()), unsaved_entries_.bits());
 }
 
 ReplayTarget Image::metadata() const {
@@ -200,8 +212,8 @@ Error Image::load_region(const char* name, uint64_t offset, uint64_t size, auto 
 }
 
 Error Image::load_metadata() {
-    const uint64_t blocks = tracked_size_ != 0 ? header_.block_count() : 0;
-    const uint64_t chunks = header_.chunk_count();
+    const uint64_t blocks = uses_bitmap() ? header_.block_count() : 0;
+    const uint64_t entries = header_.table_size / sizeof(uint32_t); /* the disk may grow */
     const uint64_t bitmap_pages = header_.bitmap_size / kPageSize;
     const uint64_t table_pages = header_.table_size / kPageSize;
     Error error = make_bitmap(host_, blocks, &current_words_, &current_);
@@ -212,14 +224,15 @@ Error Image::load_metadata() {
         error = make_bitmap(host_, table_pages, &unsaved_entry_words_, &unsaved_entries_);
     }
     if (error.ok()) {
-        error = make_table(host_, chunks, &table_entries_, &table_);
+        error = make_table(host_, entries, &table_entries_, &table_);
     }
     if (error.ok()) {
         error = load_region("bitmap", header_.bitmap_offset, round_up(div_ceil(blocks, 8), 8),
                             [&](uint64_t at, MutableBytes piece) { current_.load(at, piece); });
     }
     if (error.ok()) {
-        error = load_region("table", header_.table_offset, chunks * sizeof(uint32_t),
+        table_.clear_all();
+        error = load_region("table", header_.table_offset, header_.chunk_count() * sizeof(uint32_t),
                             [&](uint64_t at, MutableBytes piece) { table_.load(at, piece); });
     }
     return error;

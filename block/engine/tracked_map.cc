@@ -127,6 +127,13 @@ void TrackedBitmap::forget_all() {
     pages.unsaved.clear(0, pages.unsaved.bits());
 }
 
+void TrackedBitmap::cut(uint64_t bits) {
+    current.clear(std::min(bits, current.bits()), current.bits());
+    committed_.clear(std::min(bits, current.bits()), current.bits());
+    const uint64_t page = std::min(bits / kBlocksPerPage, pages.unsaved.bits());
+    pages.unsaved.set(page, pages.unsaved.bits());
+}
+
 void TrackedBitmap::commit_everything() {
     for (uint64_t b = 0; b < current.bits(); b++) {
         current.test(b) ? committed_.set(b, b + 1) : void();

@@ -224,9 +224,8 @@ fvd_open_quiet_base(const char *image, const char *base, const char *format)
 
 /* ------------------------------------------------------------ format layer */
 
-static int fvd_preallocation_from_qemu(PreallocMode mode,
-                                       enum fvd_preallocation *result,
-                                       Error **errp)
+int fvd_preallocation_from_qemu(PreallocMode mode,
+                                enum fvd_preallocation *result, Error **errp)
 {
     switch (mode) {
     case PREALLOC_MODE_OFF:

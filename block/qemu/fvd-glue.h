@@ -51,6 +51,8 @@ void fvd_qiov_from_slices(QEMUIOVector *qiov, const struct fvd_slice *slices,
                           size_t count);
 BdrvRequestFlags fvd_flags_to_qemu(uint32_t flags);
 PreallocMode fvd_prealloc_mode(enum fvd_preallocation mode);
+int fvd_preallocation_from_qemu(PreallocMode mode,
+                                enum fvd_preallocation *result, Error **errp);
 /* What the block layer says of a piece of a file, as extent() wants it. */
 int fvd_extent_from_status(int status, int64_t count, uint64_t length,
                            bool *zero, uint64_t *run);

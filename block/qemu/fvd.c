@@ -847,14 +847,24 @@ fvd_co_truncate(BlockDriverState *bs, int64_t offset, bool exact,
                 PreallocMode prealloc, BdrvRequestFlags flags, Error **errp)
 {
     BDRVFvdState *s = bs->opaque;
+    enum fvd_preallocation mode;
+    struct fvd_error error;
+    int ret = fvd_preallocation_from_qemu(prealloc, &mode, errp);
 
-    if (offset == s->virtual_size && prealloc == PREALLOC_MODE_OFF) {
-        return 0;
+    if (ret < 0 || offset == s->virtual_size) {
+        return ret;
     }
-    error_setg(errp, "Resizing fvd images is not supported yet (the disk has "
-               "%" PRId64 " bytes, %" PRId64 " were asked for)",
-               s->virtual_size, offset);
-    return -ENOTSUP;
+    if (s->life != FVD_WRITABLE) {
+        error_setg(errp, "The image is not open for writing");
+        return -EACCES;
+    }
+    ret = fvd_resize(s->image, offset, mode, &error);
+    if (ret < 0) {
+        return fvd_error_to_qemu(ret, &error, errp);
+    }
+    s->virtual_size = offset;
+    bs->total_sectors = offset / BDRV_SECTOR_SIZE;
+    return 0;
 }
 
 /* The block layer calculates with powers of two where it asks for clusters. */

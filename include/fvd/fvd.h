@@ -224,6 +224,13 @@ void fvd_get_info(fvd_image* image, struct fvd_info* info);
  * be in flight. The image was started writable. */
 int fvd_set_base(fvd_image* image, const char* name, const char* format, struct fvd_error* error);
 
+/* Change the size of the virtual disk; grown space reads as zeros. Requests may be in flight. After
+ * an error the disk has its old size, or, where only preallocation failed, the new one. May suspend.
+ * -EINVAL for a size that is not a multiple of 512 or too large, -ENOTSUP where the table has no room.
+ */
+int fvd_resize(fvd_image *image, uint64_t size, enum fvd_preallocation mode,
+               struct fvd_error *error);
+
 /* Everything below wants a quiet image: no request in flight. May suspend. */
 
 /* Forget every block that the base could serve; used after commit. */

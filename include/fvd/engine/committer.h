@@ -88,6 +88,30 @@ class Committer {
         return status;
     }
 
+    /** The disk gets smaller: change the header's sizes, durably, and then forget blocks and chunks
+     *  past its end, whose slots become free. Requests and commits may go on meanwhile. */
+    template <typename Change, typename Undo>
+    Status change_sizes(Change change, Undo undo) {
+        HostLock lock(host_);
+        wait_for_lead();
+        change(header_);
+        session_open_ = false; /* what the ring holds speaks of the old sizes */
+        const Status status = lead_with(&Committer::begin_session);
+        if (!status.ok()) {
+            undo(header_);
+            return status;
+        }
+        forget_past_end();
+        (void)lead_with(&Committer::checkpoint).ok(); /* else the next one does it */
+        return status;
+    }
+    /** Everything committed goes home. */
+    Status save_home() {
+        HostLock lock(host_);
+        wait_for_lead();
+        return lead_with(&Committer::checkpoint);
+    }
+
     /** Pages with uncommitted changes. */
     uint64_t pending_pages() const {
         return bitmap_.pages.pending.count() + table_.pages.pending.count();
@@ -132,6 +156,7 @@ class Committer {
     template <typename Map>
     Status write_pages(const Map& map, uint64_t home, uint64_t begin, uint64_t end);
     Status mark_clean();
+    void forget_past_end();
     Status forget_on_disk();
     Status clear_home();
     Status save_header();

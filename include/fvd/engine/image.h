@@ -8,6 +8,7 @@
  * costs. Making bits durable is the Committer's job.
  */
 
+#include <atomic>
 #include <cstdint>
 
 #include "fvd/engine/chunk_allocator.h"
@@ -78,6 +79,8 @@ class Image {
     void timer_expired(Timer timer);
     Status make_empty();
     Error set_base(const char* name, const char* format);
+    /** Change the size of the virtual disk. Requests may be in flight, but not past the new end. */
+    Error resize(uint64_t size, Preallocation mode);
     bool needs_base() const;
     bool is_clean() const;
     void describe(fvd_info* info) const;
@@ -90,7 +93,8 @@ class Image {
     ByteRange bytes_of(BlockRange blocks) const;
     bool cuts_missing_block(BlockRange blocks, uint64_t offset, uint64_t length) const;
     /** There is metadata whose changes go through the journal. */
-    bool is_tracked() const { return tracked_size_ != 0 || header_.has_table(); }
+    bool is_tracked() const { return uses_bitmap() || header_.has_table(); }
+    bool uses_bitmap() const { return header_.has_bitmap() && !header_.base_fully_prefetched; }
 
     /* Compact images: which slots hold [offset, offset + length). */
     ChunkIndex chunk_at(uint64_t offset) const { return ChunkIndex(offset / header_.chunk_size); }
@@ -101,6 +105,7 @@ class Image {
     Error check_startable() const;
     Error check_data_length(int64_t length) const;
     Error load_metadata();
+    void mark_leftovers();
     ReplayTarget metadata() const;
     Error load_region(const char* name, uint64_t offset, uint64_t size, auto load);
     Error recover(bool* settle);
@@ -139,6 +144,12 @@ class Image {
     void free_slots(ChunkIndex begin, ChunkIndex end);
     void give_space_back();
 
+    Error grow(uint64_t size, Preallocation mode);
+    Status lengthen_data(uint64_t old_size, uint64_t size, Preallocation mode);
+    Status clear_tail(uint64_t old_size, uint64_t size);
+    Error preallocate(uint64_t old_size, uint64_t size, Preallocation mode);
+    Error shrink(uint64_t size);
+
     Host& host_;
     Header header_;
     bool header_copy_stale_ = false; /* one of the copies wants to be rewritten */
@@ -155,7 +166,11 @@ class Image {
     HostBuffer unsaved_entry_words_;
     BlockBitmap unsaved_entries_;
     uint64_t data_end_ = UINT64_MAX; /* slots that end behind this cannot be read */
-    uint64_t tracked_size_ = 0;      /* bytes of the virtual disk that the bitmap decides about */
+    RangeLocks resizing_;            /* one at a time */
+    /* Changed by a resize while requests look at them; a request past the new end may see either.
+     */
+    std::atomic<uint64_t> disk_size_{0};
+    std::atomic<uint64_t> tracked_size_{0}; /* bytes of the disk that the bitmap decides about */
     bool started_ = false;
     bool writable_ = false;
 };

@@ -12,6 +12,7 @@
  * All members but store() want the host's mutex; committed and unsaved belong to the leader.
  */
 
+#include <algorithm>
 #include <span>
 
 #include "fvd/engine/host.h"
@@ -52,6 +53,8 @@ class TrackedBitmap {
     /** Bytes of the committed view's page. */
     void store(uint64_t page, MutableBytes to) const { committed_.store(page * kPageSize, to); }
     void forget_all();
+    /** Forget what lies from @p bits on. */
+    void cut(uint64_t bits);
     /** A planted bug: what came since collect() passes for committed. */
     void commit_everything();
 
@@ -74,6 +77,19 @@ class TrackedTable {
     void applied(const JournalRecord& record);
     void collect_again();
     void store(uint64_t page, MutableBytes to) const { committed_.store(page * kPageSize, to); }
+    /** Forget the chunks from @p chunks on; visit(slot) for each slot that one of them has. */
+    template <typename Visit>
+    void cut(uint64_t chunks, Visit visit) {
+        for (uint64_t c = chunks; c < current.chunks(); c++) {
+            if (const std::optional<SlotIndex> slot = current.slot(ChunkIndex(c))) {
+                visit(*slot);
+            }
+            current.clear(ChunkIndex(c));
+            committed_.clear(ChunkIndex(c));
+        }
+        const uint64_t page = chunks / kChunksPerPage;
+        pages.unsaved.set(std::min(page, pages.unsaved.bits()), pages.unsaved.bits());
+    }
 
     ChunkTable current;
     PageSets pages;

@@ -95,8 +95,9 @@ struct Header {
     uint64_t block_count() const;   /* blocks the bitmap must hold; 0 without bitmap */
     uint64_t journal_units() const; /* units of the ring; 0 without journal */
     uint64_t chunk_count() const;   /* chunks the table must hold; 0 without table */
-    /** Slots are numbered below this: as many as chunks, so that each can be stored once. */
-    uint64_t slot_count() const { return chunk_count(); }
+    /** Slots are numbered below this: as many as the table has room for chunks, so that each can
+     *  be stored once, and a disk that was made smaller keeps the slots of its chunks. */
+    uint64_t slot_count() const { return table_size / 4; }
 };
 
 /**

@@ -370,6 +370,35 @@ TEST_F(CompactTest, EveryFailingCallLeavesTheImageReadable) {
     EXPECT_EQ(host.live, 0);
 }
 
+TEST_F(CompactTest, AResizedDiskKeepsWhatItHasAndReadsZerosBehind) {
+    create();
+    open();
+    ASSERT_TRUE(write(0, kDisk, 5).ok());
+    const uint64_t cut = 3 * kChunk + 512;
+    ASSERT_TRUE(image->resize(cut, FVD_PREALLOC_OFF).ok());
+    EXPECT_EQ(chunks_stored(), 4u);
+    expect_fill(0, cut, 5);
+    ASSERT_TRUE(image->resize(2 * kDisk, FVD_PREALLOC_OFF).ok());
+    expect_fill(0, cut, 5);
+    expect_fill(cut, 2 * kDisk - cut, 0);
+    ASSERT_TRUE(write(2 * kDisk - 512, 512, 6).ok());
+    ASSERT_TRUE(image->flush().ok());
+    kill();
+    open();
+    expect_fill(0, cut, 5);
+    expect_fill(cut, 2 * kDisk - cut - 512, 0);
+    expect_fill(2 * kDisk - 512, 512, 6);
+}
+
+TEST_F(CompactTest, AGrownDiskCanHaveItsSlotsInAdvance) {
+    create();
+    open();
+    ASSERT_TRUE(image->resize(2 * kDisk, FVD_PREALLOC_FALLOC).ok());
+    EXPECT_EQ(chunks_stored(), kChunks);
+    expect_fill(0, 2 * kDisk, 0);
+    EXPECT_EQ(image->resize(uint64_t{1} << 40, FVD_PREALLOC_OFF).code, -ENOTSUP);
+}
+
 /* Against a buffer that does the same, with kills after flushes and reopens in between. */
 class CompactRandom : public CompactTest, public ::testing::WithParamInterface<int> {
   protected:
@@ -403,9 +432,22 @@ class CompactRandom : public CompactTest, public ::testing::WithParamInterface<i
         }
     }
 
+    void maintain() {
+        if (below(4) == 0) {
+            return reopen();
+        }
+        if (below(3) != 0) {
+            return image->timer_expired(FVD_TIMER_COMMIT);
+        }
+        const uint64_t size = 512 * (1 + below(2 * kDisk / 512));
+        ASSERT_TRUE(image->resize(size, FVD_PREALLOC_OFF).ok());
+        model.resize(size);
+        most = std::max(most, size);
+    }
+
     void step() {
         const uint64_t unit = below(2) != 0 ? 512 : kChunk;
-        const uint64_t offset = below(model.size() / unit) * unit;
+        const uint64_t offset = below(div_ceil(model.size(), unit)) * unit;
         const uint64_t length = std::min(model.size() - offset, (1 + below(4)) * unit);
         const auto fill = static_cast<uint8_t>(1 + below(255));
         switch (below(8)) {
@@ -416,7 +458,7 @@ class CompactRandom : public CompactTest, public ::testing::WithParamInterface<i
             case 2:
                 return flush_and_perhaps_die();
             case 3:
-                return below(4) == 0 ? reopen() : image->timer_expired(FVD_TIMER_COMMIT);
+                return maintain();
             default:
                 break;
         }
@@ -427,6 +469,7 @@ class CompactRandom : public CompactTest, public ::testing::WithParamInterface<i
 
     std::mt19937 random{static_cast<unsigned>(GetParam())};
     std::vector<std::byte> model;
+    uint64_t most = 0; /* bytes that the disk had at any time */
 };
 
 TEST_P(CompactRandom, IsADisk) {
@@ -437,6 +480,7 @@ TEST_P(CompactRandom, IsADisk) {
     }
     const auto& base = host.files[FVD_FILE_BASE];
     std::copy_n(base.begin(), std::min(model.size(), base.size()), model.begin());
+    most = model.size();
     create(kChunk * (1 + below(3)), model.size());
     open();
     for (int i = 0; i < 400; i++) {
@@ -446,8 +490,8 @@ TEST_P(CompactRandom, IsADisk) {
         }
     }
     ASSERT_EQ(read(0, model.size()), model);
-    const uint64_t most = header().data_offset + div_ceil(model.size(), kChunk) * kChunk;
-    EXPECT_LE(host.bytes(FVD_FILE_DATA).size(), most);
+    const uint64_t end = header().data_offset + div_ceil(most, kChunk) * kChunk;
+    EXPECT_LE(host.bytes(FVD_FILE_DATA).size(), end);
     close();
     open(StartMode::read_only);
     ASSERT_EQ(read(0, model.size()), model);

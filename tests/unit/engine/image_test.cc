@@ -491,5 +491,93 @@ TEST_F(ImageTest, EveryFailedAllocationIsAnErrorAndLeaksNothing) {
     expect_base(8, kDisk - 8);
 }
 
+/* ------------------------------------------------------------------------------- resize */
+
+TEST_F(ImageTest, GrownSpaceReadsAsZerosEvenOverALongerBase) {
+    host.files[FVD_FILE_BASE].resize(2 * kDisk, std::byte{0x77});
+    create();
+    open();
+    ASSERT_TRUE(image->resize(2 * kDisk, FVD_PREALLOC_OFF).ok());
+    expect_base(0, kDisk);
+    expect_fill(kDisk, kDisk, 0);
+    ASSERT_TRUE(write(kDisk + 512, 512, 0xAB).ok());
+    ASSERT_TRUE(image->flush().ok());
+    kill();
+    open();
+    EXPECT_EQ(image->header().virtual_size, 2 * kDisk);
+    expect_fill(kDisk, 512, 0);
+    expect_fill(kDisk + 512, 512, 0xAB);
+}
+
+TEST_F(ImageTest, SpaceGrownAgainAfterAShrinkReadsAsZeros) {
+    create();
+    open();
+    ASSERT_TRUE(write(kDisk / 2, kDisk / 2, 0xCD).ok());
+    ASSERT_TRUE(image->resize(kDisk / 2 + 512, FVD_PREALLOC_OFF).ok());
+    expect_base(0, kDisk / 2);
+    expect_fill(kDisk / 2, 512, 0xCD);
+    host.bytes(FVD_FILE_DATA).resize(image->header().data_offset + kDisk, std::byte{0x99});
+    ASSERT_TRUE(image->resize(kDisk, FVD_PREALLOC_OFF).ok());
+    expect_fill(kDisk / 2, 512, 0xCD);
+    expect_fill(kDisk / 2 + 512, kDisk / 2 - 512, 0);
+    close();
+    open();
+    expect_base(0, kDisk / 2);
+    expect_fill(kDisk / 2 + 512, kDisk / 2 - 512, 0);
+}
+
+TEST_F(ImageTest, AShrunkDiskForgetsItsEndForEver) {
+    create();
+    open();
+    ASSERT_TRUE(write(0, kDisk, 0xCD).ok());
+    ASSERT_TRUE(image->flush().ok());
+    ASSERT_TRUE(image->resize(kBlock, FVD_PREALLOC_OFF).ok());
+    EXPECT_FALSE(image->needs_base());
+    kill();
+    open();
+    expect_fill(0, kBlock, 0xCD);
+    EXPECT_EQ(image->header().base_size, kBlock);
+    close();
+    fvd_check_result result{};
+    ASSERT_TRUE(check_image(host, FVD_FIX_NONE, &result).ok());
+    EXPECT_EQ(result.corruptions + result.leaks, 0u);
+}
+
+TEST_F(ImageTest, SizesThatNoDiskHasAreRefused) {
+    create();
+    open();
+    EXPECT_EQ(image->resize(kDisk + 1, FVD_PREALLOC_OFF).code, -EINVAL);
+    EXPECT_EQ(image->resize(uint64_t{1} << 61, FVD_PREALLOC_OFF).code, -EINVAL);
+    EXPECT_TRUE(image->resize(0, FVD_PREALLOC_OFF).ok());
+    EXPECT_TRUE(image->resize(kDisk, FVD_PREALLOC_OFF).ok());
+    expect_fill(0, kDisk, 0);
+    close();
+    open();
+    expect_fill(0, kDisk, 0);
+}
+
+TEST_F(ImageTest, AResizeThatFailsChangesNothing) {
+    for (const uint64_t size : {kDisk / 2, 2 * kDisk}) {
+        for (int failing = 0; failing < 8; failing++) {
+            create();
+            open();
+            ASSERT_TRUE(write(0, kDisk, 0xCD).ok());
+            ASSERT_TRUE(image->flush().ok());
+            const char* const calls[] = {"write image", "flush", "resize", "zero"};
+            host.fail_call = calls[failing % 4];
+            host.fail_times = failing < 4 ? 1 : -1;
+            const bool resized = image->resize(size, FVD_PREALLOC_OFF).ok();
+            host.fail_times = 0;
+            EXPECT_EQ(image->header().virtual_size, resized ? size : kDisk);
+            expect_fill(0, std::min(size, kDisk), 0xCD);
+            (void)image->stop().ok();
+            image.reset();
+            open();
+            expect_fill(0, std::min(image->header().virtual_size, kDisk), 0xCD);
+            kill();
+        }
+    }
+}
+
 }  // namespace
 }  // namespace fvd::testing
