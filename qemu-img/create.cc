@@ -140,7 +140,7 @@ uint64_t first_storage(const Header& header, Preallocation mode) {
     if (!header.has_table()) {
         return header.virtual_size;
     }
-    return mode == FVD_PREALLOC_OFF ? 0 : header.slot_count() * header.chunk_size;
+    return mode == FVD_PREALLOC_OFF ? 0 : header.chunk_count() * header.chunk_size;
 }
 
 /* Metadata is written now, not only given space: a journal that runs out of space helps nobody, and

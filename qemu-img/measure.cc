@@ -21,7 +21,8 @@ uint64_t storage_for(const Header& header, const fvd_create_options& options, ui
     }
     const bool all = options.preallocation != FVD_PREALLOC_OFF;
     const uint64_t chunks = div_ceil(data_bytes, header.chunk_size);
-    return storage_size(header, all ? header.slot_count() : std::min(chunks, header.slot_count()));
+    return storage_size(header,
+                        all ? header.chunk_count() : std::min(chunks, header.chunk_count()));
 }
 
 }  // namespace

@@ -359,14 +359,14 @@ Regions regions_of(const Header& h) {
     regions.bitmap = region(h.bitmap_offset, h.bitmap_size);
     regions.table = region(h.table_offset, h.table_size);
     regions.journal = region(h.journal_offset, h.journal_size);
-    const uint64_t data_size = h.has_table() ? h.slot_count() * h.chunk_size : h.virtual_size;
+    const uint64_t data_size = h.has_table() ? h.chunk_count() * h.chunk_size : h.virtual_size;
     regions.data = region(h.data_offset, data_size);
     return regions;
 }
 
 uint64_t storage_size(const Header& h, uint64_t slots) {
     const uint64_t step = std::max(h.storage_grow_unit, h.chunk_size);
-    return std::min(round_up(slots * h.chunk_size, step), h.slot_count() * h.chunk_size);
+    return std::min(round_up(slots * h.chunk_size, step), h.chunk_count() * h.chunk_size);
 }
 
 Error check_layout(const Header& header, uint64_t file_length) {
