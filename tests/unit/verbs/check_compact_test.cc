@@ -15,6 +15,7 @@ namespace {
 
 constexpr uint64_t kChunk = 4096;
 constexpr uint64_t kChunks = 16;
+constexpr uint32_t kRoom = 1024; /* entries of the table, and so slots */
 constexpr uint64_t kUnit = 4096;
 constexpr uint32_t kFixAll = FVD_FIX_LEAKS | FVD_FIX_ERRORS;
 
@@ -201,7 +202,7 @@ TEST_F(CheckCompact, RecordsThatWaitForReplayCount) {
 
 TEST_F(CheckCompact, SlotsThatCannotExist) {
     provide(4);
-    put_table({0, kChunks, kNo - 1, 3});
+    put_table({0, kRoom, kNo - 1, 3});
     expect_repaired("chunks with a slot that cannot exist: 2, the first is chunk 1");
     EXPECT_EQ(table()[0], 0u);
     EXPECT_EQ(table()[1], kNo);
@@ -329,9 +330,9 @@ TEST_F(CheckCompact, RepairOfLeaksLeavesSlotsAlone) {
 
 TEST_F(CheckCompact, UnitsThatNameWhatDoesNotExist) {
     provide(2);
-    plant_unit(0, ChunkIndex(kChunks - 1), {0, 1});
+    plant_unit(0, ChunkIndex(kRoom - 1), {0, 1});
     expect_repaired("journal units that name blocks, chunks or slots which do not exist: 1");
-    plant_unit(0, ChunkIndex(0), {kChunks});
+    plant_unit(0, ChunkIndex(0), {kRoom});
     expect_repaired("journal units that name blocks, chunks or slots which do not exist: 1");
     EXPECT_EQ(check().chunks_stored, 0u);
 }
