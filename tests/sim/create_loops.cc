@@ -117,8 +117,8 @@ class CreateHost final : public DirectHost {
 class CreateLoop {
   public:
     explicit CreateLoop(uint64_t index) : shape_(kShapes[index]), rng_(mix(index, 0xC8)) {
-        const SimDisk image(0, shape_.unit, kCapacity);
-        const SimDisk data(1, shape_.unit, kDisk + 65536);
+        const SimDisk image(shape_.unit, kCapacity);
+        const SimDisk data(shape_.unit, kDisk + 65536);
         medium_.load(image, data);
         base_.assign(shape_.base_size, std::byte{0});
         for (uint64_t at = 0; at < base_.size(); at += kCell) {

@@ -7,9 +7,8 @@
 
 namespace fvd::sim {
 
-SimDisk::SimDisk(unsigned number, uint32_t unit, uint64_t capacity)
-    : number_(number),
-      unit_(unit),
+SimDisk::SimDisk(uint32_t unit, uint64_t capacity)
+    : unit_(unit),
       medium_(capacity),
       cache_(capacity),
       medium_hash_(capacity / unit, 0),

@@ -28,7 +28,7 @@ struct UnitVersion {
 
 class SimDisk {
   public:
-    SimDisk(unsigned number, uint32_t unit, uint64_t capacity);
+    SimDisk(uint32_t unit, uint64_t capacity);
 
     uint32_t unit() const { return unit_; }
     uint64_t length() const { return length_; }
@@ -85,7 +85,6 @@ class SimDisk {
     std::vector<UnitVersion>::iterator version_of(uint64_t unit, uint64_t write);
     void check_range(uint64_t offset, uint64_t length) const;
 
-    unsigned number_;
     uint32_t unit_;
     uint64_t length_ = 0;
     uint64_t clock_ = 0;
