@@ -6,7 +6,6 @@
 #include <cstring>
 
 #include "fvd/base/arith.h"
-#include "fvd/base/plant.h"
 #include "fvd/format/layout.h"
 
 namespace fvd {
@@ -254,10 +253,6 @@ Status ChunkAllocator::grow_by(uint64_t slots, Preallocation mode) {
 void ChunkAllocator::give_up(SlotIndex slot) {
     FVD_ASSERT(used_.has(slot));
     unknown_.add(slot);
-    if (FVD_PLANT(reuse_before_durable)) {
-        put_back(slot);
-        return;
-    }
     freed_.add(slot);
 }
 
@@ -279,7 +274,7 @@ void ChunkAllocator::advance() {
     if (draining_.empty() && !durable_.empty() && in_flight_.former_is_empty()) {
         durable_.move_to(draining_);
         in_flight_.turn();
-        if (in_flight_.former_is_empty() || FVD_PLANT(reuse_while_read)) {
+        if (in_flight_.former_is_empty()) {
             advance();
         }
     }
