@@ -54,10 +54,14 @@ struct Shape {
     uint32_t cell_size = 512;
     uint32_t request_align = 512;
     bool separate_data = false;
-    bool presets = false;           /* the base has holes, found at create */
-    bool host_discards = true;      /* discard makes zeros, else nothing */
-    bool host_zeroes = true;        /* write_zeroes works without writing buffers */
-    uint32_t depth = 1;             /* requests in flight */
+    bool presets = false;      /* the base has holes, found at create */
+    bool host_discards = true; /* discard makes zeros, else nothing */
+    bool host_zeroes = true;   /* write_zeroes works without writing buffers */
+    uint64_t chunk_size = 0;   /* 0: a linear image */
+    uint64_t grow_chunks = 1;  /* storage grows by so many */
+    bool used_storage =
+        false;          /* storage of full size from the start, full of old bytes: a device */
+    uint32_t depth = 1; /* requests in flight */
     uint32_t explore_percent = 100; /* of moments at which the pending writes changed */
     uint32_t budget = 40;
     uint32_t nested_percent = 25;

@@ -26,6 +26,19 @@ void draw_devices(Rng& rng, Shape& shape) {
     }
 }
 
+/* A compact image: chunks are whole blocks, and not small. */
+void draw_chunks(Rng& rng, Shape& shape) {
+    const uint64_t block = shape.has_base ? shape.block_size : kSector;
+    const uint64_t least = std::max<uint64_t>(4096, shape.request_align);
+    const uint64_t wanted = least * rng.between(1, 4);
+    shape.chunk_size = (wanted + block - 1) / block * block;
+    while (shape.chunk_size % shape.request_align != 0) {
+        shape.chunk_size += block;
+    }
+    shape.grow_chunks = rng.between(1, 4);
+    shape.used_storage = rng.chance(50);
+}
+
 void draw_sizes(Rng& rng, Shape& shape) {
     const uint64_t align = std::max<uint64_t>(shape.request_align, kSector);
     const uint64_t sizes[] = {16384, 32768, 32768, 65536, 65536, 131072};
@@ -46,6 +59,9 @@ void draw_sizes(Rng& rng, Shape& shape) {
         shape.base_size += kSector * rng.between(1, 64);
     }
     shape.base_size = shape.has_base ? shape.base_size : 0;
+    if (rng.chance(40)) {
+        draw_chunks(rng, shape);
+    }
 }
 
 void draw_effort(Rng& rng, Shape& shape, size_t ops) {

@@ -15,12 +15,17 @@ namespace {
 /* Room for header, bitmap, journal and the start of data, which layouts put at 1 MiB. */
 constexpr uint64_t kMetadataRoom = uint64_t{1} << 20;
 
+uint64_t storage_size(const Shape& shape) {
+    const uint64_t chunk = shape.chunk_size != 0 ? shape.chunk_size : 1;
+    return (shape.virtual_size + chunk - 1) / chunk * chunk;
+}
+
 uint64_t image_capacity(const Shape& shape) {
-    return kMetadataRoom + (shape.separate_data ? 0 : shape.virtual_size + 65536);
+    return kMetadataRoom + (shape.separate_data ? 0 : storage_size(shape) + 65536);
 }
 
 uint64_t data_capacity(const Shape& shape) {
-    return shape.separate_data ? shape.virtual_size + 65536 : 4096;
+    return shape.separate_data ? storage_size(shape) + 65536 : 4096;
 }
 
 constexpr uint64_t kMostSteps = 2'000'000; /* a world that needs more hangs */

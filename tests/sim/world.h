@@ -85,6 +85,7 @@ class World final : public HostObserver {
     void create();
     void fill_base();
     void plant_traps();
+    void use_storage();
     void open();
     bool start_session(StartMode mode);
     void start_surely();

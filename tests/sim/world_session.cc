@@ -39,9 +39,14 @@ void World::create() {
     options.presets = s.presets;
     options.data_file = s.separate_data ? "data.raw" : nullptr;
     options.data_file_fmt = s.separate_data ? "raw" : nullptr;
+    const bool compact = s.chunk_size != 0;
+    const bool journaled = s.has_base || compact;
     options.block_size = s.has_base ? s.block_size : 0;
-    options.journal_size = s.has_base ? s.journal_unit * s.journal_units : 0;
-    options.journal_unit = s.has_base ? s.journal_unit : 0;
+    options.journal_size = journaled ? s.journal_unit * s.journal_units : 0;
+    options.journal_unit = journaled ? s.journal_unit : 0;
+    options.compact_image = compact;
+    options.chunk_size = s.chunk_size;
+    options.storage_grow_unit = s.chunk_size * s.grow_chunks;
     Medium medium;
     medium.load(image_disk_, data_disk_);
     WriteLog log;
@@ -62,7 +67,36 @@ void World::create() {
     }
     image_disk_.set_length(medium.length(0));
     data_disk_.set_length(medium.length(1));
-    plant_traps();
+    shape().chunk_size == 0 ? plant_traps() : use_storage();
+}
+
+/* Slots hold old bytes, as those of a used device do. */
+void World::use_storage() {
+    SimDisk& disk = shape().separate_data ? data_disk_ : image_disk_;
+    Medium medium;
+    medium.load(image_disk_, data_disk_);
+    WriteLog log;
+    DirectHost direct(medium, base_, shape().separate_data, log);
+    Image image(direct);
+    const Error error = image.load();
+    if (!error.ok()) {
+        fail("P5", std::string("a fresh image does not open: ") + error.text);
+        return;
+    }
+    oracle_.begin_image(image.header());
+    const uint64_t begin = image.header().data_offset;
+    const uint64_t chunk = shape().chunk_size;
+    const uint64_t end = begin + (shape().virtual_size + chunk - 1) / chunk * chunk;
+    if (!shape().used_storage) {
+        return;
+    }
+    const uint32_t size = shape().cell_size;
+    std::vector<std::byte> trap(size);
+    for (uint64_t at = begin; at < end; at += size) {
+        stamp::fill(trap.data(), size, kTrap, (at - begin) / size);
+        disk.write_through(at, trap);
+    }
+    disk.set_length(end);
 }
 
 /* Blocks that are still in the base get old bytes under them, as a used medium has. */
