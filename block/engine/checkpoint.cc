@@ -76,7 +76,7 @@ Status Committer::checkpoint() {
         tail_ = head_;
         return {};
     }
-    Status status = write_home(table_, header_.table_offset);
+    Status status = FVD_PLANT(table_not_home) ? Status() : write_home(table_, header_.table_offset);
     if (status.ok() || FVD_PLANT(recycle_on_error)) {
         status = write_home(bitmap_, header_.bitmap_offset);
     }

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "fvd/base/arith.h"
+#include "fvd/base/plant.h"
 #include "fvd/format/layout.h"
 
 namespace fvd {
@@ -253,6 +254,10 @@ Status ChunkAllocator::grow_by(uint64_t slots, Preallocation mode) {
 void ChunkAllocator::give_up(SlotIndex slot) {
     FVD_ASSERT(used_.has(slot));
     unknown_.add(slot);
+    if (FVD_PLANT(reuse_before_durable)) {
+        put_back(slot);
+        return;
+    }
     freed_.add(slot);
 }
 
@@ -263,7 +268,7 @@ void ChunkAllocator::group_durable() {
 
 /* What is durable drains, what has drained is free. */
 void ChunkAllocator::advance() {
-    if (!draining_.empty() && in_flight_.former_is_empty()) {
+    if (!draining_.empty() && (in_flight_.former_is_empty() || FVD_PLANT(reuse_while_read))) {
         draining_.for_each_run([this](uint64_t begin, uint64_t end) {
             used_.remove(begin, end);
             stale_.add(begin, end);
@@ -274,7 +279,7 @@ void ChunkAllocator::advance() {
     if (draining_.empty() && !durable_.empty() && in_flight_.former_is_empty()) {
         durable_.move_to(draining_);
         in_flight_.turn();
-        if (in_flight_.former_is_empty()) {
+        if (in_flight_.former_is_empty() || FVD_PLANT(reuse_while_read)) {
             advance();
         }
     }

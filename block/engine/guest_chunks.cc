@@ -8,6 +8,7 @@
 #include <cerrno>
 
 #include "fvd/base/arith.h"
+#include "fvd/base/plant.h"
 #include "fvd/engine/image.h"
 
 namespace fvd {
@@ -109,7 +110,7 @@ Status Image::store_chunk(ChunkIndex chunk) {
     if (!status.ok()) {
         return status;
     }
-    status = make_zero(slot);
+    status = FVD_PLANT(stale_slot) ? Status() : make_zero(slot);
     HostLock lock(host_);
     if (status.ok()) {
         committer_.record_entry(chunk, static_cast<uint32_t>(slot.value));
