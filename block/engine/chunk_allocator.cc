@@ -192,7 +192,7 @@ Status ChunkAllocator::grow_to(SlotIndex slot) {
     Status status;
     if (slot.value >= storage_slots_) {
         host_.unlock();
-        status = grow_storage(slot.value + 1, FVD_PREALLOC_OFF);
+        status = grow_storage(slot.value + 1);
         host_.lock();
     }
     growing_.release(host_, node);
@@ -200,7 +200,7 @@ Status ChunkAllocator::grow_to(SlotIndex slot) {
 }
 
 /* Without the mutex, and alone. A device is grown by others; a file by us. */
-Status ChunkAllocator::grow_storage(uint64_t wanted, Preallocation mode) {
+Status ChunkAllocator::grow_storage(uint64_t wanted) {
     const auto slots_in = [this](int64_t length) {
         const auto bytes = static_cast<uint64_t>(std::max<int64_t>(length, 0));
         return bytes <= data_offset_ ? 0 : (bytes - data_offset_) / chunk_size_;
@@ -221,10 +221,10 @@ Status ChunkAllocator::grow_storage(uint64_t wanted, Preallocation mode) {
     const uint64_t slots = std::max(wanted, std::min(round_up(wanted, unit), limit_));
     const uint64_t least = data_offset_ + wanted * chunk_size_;
     const uint64_t ahead = data_offset_ + slots * chunk_size_;
-    Status status = host_.resize(FVD_FILE_DATA, ahead, mode);
+    Status status = host_.resize(FVD_FILE_DATA, ahead, FVD_PREALLOC_OFF);
     uint64_t reached = ahead;
     if (!status.ok() && ahead != least) {
-        status = host_.resize(FVD_FILE_DATA, least, mode);
+        status = host_.resize(FVD_FILE_DATA, least, FVD_PREALLOC_OFF);
         reached = least;
     }
     if (!status.ok()) {
@@ -233,20 +233,6 @@ Status ChunkAllocator::grow_storage(uint64_t wanted, Preallocation mode) {
     }
     note(slots_in(static_cast<int64_t>(reached)), true);
     return {};
-}
-
-Status ChunkAllocator::grow_by(uint64_t slots, Preallocation mode) {
-    RangeLocks::Node node{.range = {0, 1}};
-    uint64_t wanted = 0;
-    {
-        HostLock lock(host_);
-        growing_.acquire(host_, node);
-        wanted = std::min(used_.count() + slots, limit_);
-    }
-    const Status status = wanted > storage_slots_ ? grow_storage(wanted, mode) : Status();
-    HostLock lock(host_);
-    growing_.release(host_, node);
-    return status;
 }
 
 /* --------------------------------------------------------------------------------- freeing */

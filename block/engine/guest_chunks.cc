@@ -223,6 +223,12 @@ void Image::free_slots(ChunkIndex begin, ChunkIndex end) {
     }
 }
 
+/* Commit whatever keeps slots from being free. */
+Status Image::commit_freed() {
+    HostLock lock(host_);
+    return slots_.needs_commit() ? committer_.commit_slots() : Status();
+}
+
 /* Slots that nobody needs give their space back, when nobody waits for it. */
 void Image::give_space_back() {
     if (!header_.has_table() || committer_.failed()) {

@@ -341,7 +341,7 @@ Status Image::stop() {
         return {};
     }
     /* Space of slots that were freed goes back once their records are durable. */
-    if (committer_.commit().ok()) {
+    if (committer_.commit().ok() && commit_freed().ok()) {
         give_space_back();
     }
     return committer_.close();

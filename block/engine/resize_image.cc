@@ -129,17 +129,32 @@ Error Image::preallocate(uint64_t old_size, uint64_t size, Preallocation mode) {
     if (mode == FVD_PREALLOC_OFF) {
         return Error::none();
     }
-    Status status = mode == FVD_PREALLOC_METADATA
-                        ? Status()
-                        : slots_.grow_by(div_ceil(size - old_size, header_.chunk_size), mode);
-    if (status.ok()) {
-        status = store_chunks(old_size, size - old_size);
+    Status status = store_chunks(old_size, size - old_size);
+    if (status.ok() && mode != FVD_PREALLOC_METADATA) {
+        status = occupy(old_size, size);
     }
     return status.ok() ? Error::none()
                        : Error::make(status.value(),
                                      "the disk has %llu bytes now, but storage for them cannot be "
                                      "allocated in advance",
                                      print(size));
+}
+
+/* Zeros that may not be holes make a file system or a thin device allocate. */
+Status Image::occupy(uint64_t offset, uint64_t end) {
+    const ChunkAllocator::Use use(slots_in_use());
+    while (offset < end) {
+        const Placement piece = stored_at(offset, end - offset);
+        if (piece.place == Place::data) {
+            const Status status =
+                host_.write_zeroes(FVD_FILE_DATA, piece.data_offset, piece.run, 0);
+            if (!status.ok()) {
+                return status;
+            }
+        }
+        offset += piece.run;
+    }
+    return {};
 }
 
 /* ----------------------------------------------------------------------------------- shrink */
@@ -165,8 +180,10 @@ Error Image::shrink(uint64_t size) {
     if (!status.ok()) {
         return Error::make(status.value(), "the header cannot be written");
     }
-    give_space_back();
-    if (!header_.has_table()) {
+    if (header_.has_table()) {
+        (void)commit_freed().ok();
+        give_space_back();
+    } else {
         /* Space that stays is no harm: grown again it is made zeros first. */
         (void)host_.resize(FVD_FILE_DATA, header_.data_offset + size, FVD_PREALLOC_OFF).ok();
     }

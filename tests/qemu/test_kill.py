@@ -219,6 +219,16 @@ class Kill(ImageTest):
         self.prepare(4096, 0)
         self.run_kills()
 
+    def test_compact_over_a_base(self):
+        self.prepare(4096, self.size // SECTOR, ["compact_image=on", "chunk_size=64k",
+                                                 "storage_grow_unit=128k"])
+        self.run_kills()
+
+    def test_compact_with_small_chunks_and_a_data_file(self):
+        self.prepare(4096, 0, ["compact_image=on", "chunk_size=8k", "data_file=data.raw",
+                               "journal_size=262144"])
+        self.run_kills()
+
 
 @only_fvd
 class ReadOnlyOpen(ImageTest):

@@ -332,11 +332,6 @@ class NotThere(Verbs):
         self.refused("amend", "-f", "fvd", "-o", "block_size=8192", "disk.img",
                      words="(?i)support|amend")
 
-    def test_resize(self):
-        self.refused("resize", "-f", "fvd", "disk.img", "+1M", words="(?i)support|resize")
-        self.refused("resize", "--shrink", "-f", "fvd", "disk.img", "1M",
-                     words="(?i)support|resize")
-
     def test_dirty_bitmaps_in_the_image(self):
         self.refused("bitmap", "-f", "fvd", "--add", "disk.img", "b0", words="(?i)support|bitmap")
 

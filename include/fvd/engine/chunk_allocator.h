@@ -90,8 +90,6 @@ class ChunkAllocator {
     Status grow_to(SlotIndex slot);
     /** The disk has so many chunks now. */
     void disk_has(uint64_t chunks) { limit_ = std::max(limit_, std::min(chunks, slot_count_)); }
-    /** May suspend; without the mutex. Get storage for so many more slots in advance. */
-    Status grow_by(uint64_t slots, Preallocation mode);
     /** May suspend. */
     void wait_until_drained();
 
@@ -149,7 +147,7 @@ class ChunkAllocator {
     void advance();
     void phase_drained();
     bool find_free(SlotIndex hint, SlotIndex* slot);
-    Status grow_storage(uint64_t wanted, Preallocation mode);
+    Status grow_storage(uint64_t wanted);
     void storage_is(uint64_t slots, bool zero);
 
     Host& host_;

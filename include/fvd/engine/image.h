@@ -142,11 +142,13 @@ class Image {
     ByteRange whole_chunks(uint64_t offset, uint64_t end) const;
     Status free_chunks(const ByteRange& range);
     void free_slots(ChunkIndex begin, ChunkIndex end);
+    Status commit_freed();
     void give_space_back();
 
     Error grow(uint64_t size, Preallocation mode);
     Status lengthen_data(uint64_t old_size, uint64_t size, Preallocation mode);
     Status clear_tail(uint64_t old_size, uint64_t size);
+    Status occupy(uint64_t offset, uint64_t end);
     Error preallocate(uint64_t old_size, uint64_t size, Preallocation mode);
     Error shrink(uint64_t size);
 
