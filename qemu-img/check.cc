@@ -46,6 +46,7 @@ class Checker {
   private:
     Error settle_caches();
     Error load_header_blocks();
+    uint64_t excuse_leftover(uint64_t found) const;
     Error load_bitmap();
     Error load_table();
     Error judge_journal();
@@ -159,6 +160,13 @@ Error Checker::read_home(uint64_t offset, uint64_t size, const char* what, Visit
     return Error::none();
 }
 
+/** A disk that was made smaller clears what lay past its end after the header, or at the next open
+ * if a cut came between: while the clean mark is missing that is nobody's fault. A repair clears
+ * it. */
+uint64_t Checker::excuse_leftover(uint64_t found) const {
+    return chosen_.header.clean_shutdown ? found : 0;
+}
+
 /** The bitmap's home, and the bits in it that stand for nothing. */
 Error Checker::load_bitmap() {
     const Header& header = chosen_.header;
@@ -179,7 +187,7 @@ Error Checker::load_bitmap() {
                           }
                       });
     if (error.ok()) {
-        audit_bitmap(leftover, findings_);
+        audit_bitmap(excuse_leftover(leftover), findings_);
     }
     return error;
 }
@@ -349,8 +357,11 @@ Error Checker::judge_journal() {
             }
         }
     }
-    if (Error error = apply_units(scan, journal_.plan.first_sequence, end); !error.ok()) {
-        return error;
+    /* Open goes by the clean mark unless unit 0 is current; a repair shows no other disk. */
+    if (!header.clean_shutdown || scan.has(0)) {
+        if (Error error = apply_units(scan, journal_.plan.first_sequence, end); !error.ok()) {
+            return error;
+        }
     }
     audit_journal(header, journal_, findings_);
     result_.journal_units_pending = journal_.plan.units();
@@ -365,7 +376,7 @@ Error Checker::judge_slots() {
     if (Error error = make_bits(header.slot_count(), &memory, &taken); !error.ok()) {
         return error;
     }
-    const uint64_t leftover = table_.leftover;
+    const uint64_t leftover = excuse_leftover(table_.leftover);
     table_ = judge_table(target_.table, SlotJudge(taken, slots_inside(header, data_length_)));
     table_.leftover = leftover;
     audit_table(table_, findings_);

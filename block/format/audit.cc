@@ -105,9 +105,6 @@ bool audit_regions(const Header& header, uint64_t file_length, uint64_t data_len
 /* A disk that was made smaller clears what lay past its end after the header, or at the next open
  * if a cut came between: while the clean mark is missing that is nobody's fault. */
 uint64_t count_leftover_bits(const Header& header, uint64_t offset, ConstBytes piece) {
-    if (!header.clean_shutdown) {
-        return 0;
-    }
     const uint64_t blocks = header.block_count();
     const uint64_t begin = std::max(offset, blocks / 8); /* what may hold bits of no block */
     if (begin >= offset + piece.size()) {
@@ -161,9 +158,6 @@ uint64_t slots_inside(const Header& header, uint64_t data_length) {
 }
 
 uint64_t count_leftover_entries(const Header& header, uint64_t offset, ConstBytes piece) {
-    if (!header.clean_shutdown) {
-        return 0;
-    }
     const uint64_t first = std::max(offset, header.chunk_count() * sizeof(uint32_t));
     uint64_t leftover = 0;
     for (uint64_t at = first; at < offset + piece.size(); at += sizeof(uint32_t)) {

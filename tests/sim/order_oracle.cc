@@ -10,6 +10,14 @@ void OrderOracle::begin_image(const Header& header) {
     regions_ = regions_of(header);
     image_.forget_written();
     data_.forget_written();
+    /* Blocks that create said are here: their zeros are as durable as anything written. */
+    for (uint64_t b = 0; b < header.block_count() && !header.has_table(); b++) {
+        const uint64_t begin = header.data_offset + b * header.block_size;
+        const uint64_t end = begin + header.block_size;
+        for (uint64_t u = begin / data_.unit(); home_bit(b) && u * data_.unit() < end; u++) {
+            data_.mark_written(u);
+        }
+    }
 }
 
 bool OrderOracle::condition_failed(const Image& image) {

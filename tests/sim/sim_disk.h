@@ -64,6 +64,7 @@ class SimDisk {
 
     /** Was this unit written, durably, since forget_written()? For the order oracle. */
     bool written(uint64_t unit) const { return written_[unit]; }
+    void mark_written(uint64_t unit) { written_[unit] = true; }
     void forget_written() { written_.assign(written_.size(), false); }
 
     /** Units whose durable content changed since the last call. */
