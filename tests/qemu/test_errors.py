@@ -9,7 +9,7 @@ import re
 
 import nbd
 from qmp import Daemon, QmpError, quick_node
-from support import MIB, REPOSITORY, ImageTest, limit, only_fvd, patterned, read_file, write_file
+from support import FORMAT, MIB, REPOSITORY, ImageTest, limit, only_fvd, patterned, read_file, write_file
 
 ERRNO = {"EIO": 5, "ENOSPC": 28}
 SIZE = 4 * MIB
@@ -158,7 +158,8 @@ class FullDisk(ImageTest):
         self.run_program(["mount", "-t", "tmpfs", "-o", "size=3m", "none", "small"])
         self.addCleanup(self.run_program, ["umount", "-l", "small"], expect=None)
         write_file("base.raw", patterned([(0, SIZE, 7)], SIZE))
-        self.create("small/disk.img", SIZE, base=os.path.abspath("base.raw"), base_fmt="raw")
+        self.create("small/disk.img", SIZE, base=os.path.abspath("base.raw"), base_fmt="raw",
+                    options=["journal_size=1M"] if FORMAT == "fvd" else [])
         ran = self.io("small/disk.img", "write -P 1 0 1M", "flush", "write -P 2 1M 3M", "flush",
                       expect=1)
         self.assertIn("No space left", ran.text)

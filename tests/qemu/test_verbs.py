@@ -64,10 +64,11 @@ class Convert(Verbs):
     def test_over_a_base_stores_only_the_difference(self):
         self.overlay()
         self.io("top.img", "write -P 8 4M 64k")
+        before = allocated("top.img")
         self.img("convert", "-f", FORMAT, "-O", FORMAT, "-B", "source.raw", "-F", "raw",
                  "top.img", "copy.img")
         self.assert_same("copy.img", FORMAT, "top.img", FORMAT)
-        self.assertLess(allocated("copy.img"), 3 * MIB)
+        self.assertLess(allocated("copy.img"), before + MIB)
 
     def test_zeros_that_hide_base_data_survive(self):
         self.overlay()
