@@ -254,7 +254,7 @@ void ChunkAllocator::group_durable() {
 
 /* What is durable drains, what has drained is free. */
 void ChunkAllocator::advance() {
-    if (!draining_.empty() && (in_flight_.former_is_empty() || FVD_PLANT(reuse_while_read))) {
+    if (!draining_.empty() && in_flight_.former_is_empty()) {
         draining_.for_each_run([this](uint64_t begin, uint64_t end) {
             used_.remove(begin, end);
             stale_.add(begin, end);
@@ -265,7 +265,7 @@ void ChunkAllocator::advance() {
     if (draining_.empty() && !durable_.empty() && in_flight_.former_is_empty()) {
         durable_.move_to(draining_);
         in_flight_.turn();
-        if (in_flight_.former_is_empty() || FVD_PLANT(reuse_while_read)) {
+        if (in_flight_.former_is_empty()) {
             advance();
         }
     }

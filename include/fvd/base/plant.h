@@ -43,9 +43,7 @@
     PLANT(zero_cut_block, "P3: zeros over a part of a block expose the rest")          \
     PLANT(run_from_first_bit, "P3, B26: one bit decides for a whole request")          \
     PLANT(empty_before_base, "P1: blocks are discarded before their bits are clear")   \
-    PLANT(bit_before_slot, "R1, I2: a cut leaves a bit whose slot is not recorded")    \
     PLANT(reuse_before_durable, "R9: a freed slot is used before that is durable")     \
-    PLANT(reuse_while_read, "R9: a freed slot is used while a request reads it")       \
     PLANT(stale_slot, "P3: a slot that is used again shows what it held")              \
     PLANT(forget_entry, "P1: a commit leaves a slot's entry behind")                   \
     PLANT(table_not_home, "R2: a checkpoint forgets the table")                        \
