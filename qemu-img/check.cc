@@ -14,6 +14,7 @@
 
 #include "fvd/base/arith.h"
 #include "fvd/engine/header_store.h"
+#include "fvd/engine/host_memory.h"
 #include "fvd/format/audit.h"
 #include "fvd/format/layout.h"
 #include "fvd/format/limits.h"
@@ -26,12 +27,8 @@ namespace {
 constexpr uint64_t kPieceBytes = 1024 * 1024;
 constexpr uint64_t kPageBytes = 4096;
 
-unsigned long long print(uint64_t value) {
-    return value;
-}
-
-std::span<uint64_t> words_of(const HostBuffer& buffer) {
-    return {reinterpret_cast<uint64_t*>(buffer.data()), buffer.size() / sizeof(uint64_t)};
+Error no_memory(uint64_t size, const char* what) {
+    return Error::make(-ENOMEM, "no memory: %llu bytes are needed for the %s", print(size), what);
 }
 
 class Checker {
@@ -55,8 +52,8 @@ class Checker {
     Error scan_ring(JournalScan& scan);
     Error apply_units(const JournalScan& scan, uint64_t begin, uint64_t end);
     void count_missing(const JournalScan& scan);
-    Error make_memory(uint64_t size, HostBuffer* memory, const char* what);
     Error make_bits(uint64_t bits, HostBuffer* memory, BlockBitmap* bitmap);
+    Error make_table(uint64_t entries, const char* what, HostBuffer* memory, ChunkTable* table);
     Error find_owners();
     void displace(const UnitView& unit);
     Error read_piece(uint64_t offset, MutableBytes to, const char* what);
@@ -124,20 +121,17 @@ Error Checker::load_header_blocks() {
     return Error::none();
 }
 
-Error Checker::make_memory(uint64_t size, HostBuffer* memory, const char* what) {
-    *memory = HostBuffer(host_, std::max<uint64_t>(size, sizeof(uint64_t)));
-    return *memory ? Error::none()
-                   : Error::make(-ENOMEM, "no memory: %llu bytes are needed for the %s",
-                                 print(size), what);
+Error Checker::make_bits(uint64_t bits, HostBuffer* memory, BlockBitmap* bitmap) {
+    return make_bitmap(host_, bits, memory, bitmap) ? Error::none() : no_memory(bits / 8, "bitmap");
 }
 
-Error Checker::make_bits(uint64_t bits, HostBuffer* memory, BlockBitmap* bitmap) {
-    const uint64_t size = BlockBitmap::bits_to_words(bits) * sizeof(uint64_t);
-    if (Error error = make_memory(size, memory, "bitmap"); !error.ok()) {
-        return error;
+Error Checker::make_table(uint64_t entries, const char* what, HostBuffer* memory,
+                          ChunkTable* table) {
+    *memory = memory_for<uint32_t>(host_, entries);
+    if (!*memory) {
+        return no_memory(entries * sizeof(uint32_t), what);
     }
-    std::memset(memory->data(), 0, memory->size());
-    *bitmap = BlockBitmap(words_of(*memory), bits);
+    *table = ChunkTable(items_of<uint32_t>(*memory, entries));
     return Error::none();
 }
 
@@ -196,15 +190,13 @@ Error Checker::load_bitmap() {
 Error Checker::load_table() {
     const Header& header = chosen_.header;
     const uint64_t pages = header.table_size / kPageBytes;
-    Error error = make_memory(header.chunk_count() * sizeof(uint32_t), &entries_, "table");
+    Error error = make_table(header.chunk_count(), "table", &entries_, &target_.table);
     if (error.ok()) {
         error = make_bits(pages, &entry_page_words_, &target_.dirty_entries);
     }
     if (!error.ok()) {
         return error;
     }
-    target_.table =
-        ChunkTable({reinterpret_cast<uint32_t*>(entries_.data()), header.chunk_count()});
     target_.slots = header.slot_count();
     return read_home(header.table_offset, header.table_size, "the table",
                      [&](uint64_t at, ConstBytes page) {
@@ -253,11 +245,11 @@ Error Checker::scan_ring(JournalScan& scan) {
 /** Which chunk has which slot, before any record is applied. */
 Error Checker::find_owners() {
     const ChunkTable& table = target_.table;
-    Error error = make_memory(target_.slots * sizeof(uint32_t), &owners_, "slots");
+    ChunkTable owners;
+    Error error = make_table(target_.slots, "slots", &owners_, &owners);
     if (!error.ok()) {
         return error;
     }
-    ChunkTable owners({reinterpret_cast<uint32_t*>(owners_.data()), target_.slots});
     owners.clear_all();
     for (ChunkIndex chunk(0); chunk.value < table.chunks(); ++chunk) {
         const auto slot = table.slot(chunk);
@@ -337,11 +329,12 @@ Error Checker::judge_journal() {
     if (header.journal_size == 0) {
         return Error::none();
     }
-    HostBuffer sequences(host_, header.journal_units() * sizeof(uint64_t));
+    HostBuffer sequences = memory_for<uint64_t>(host_, header.journal_units());
     if (!sequences) {
         return Error::make(-ENOMEM, "no memory to scan the journal");
     }
-    JournalScan scan(words_of(sequences), header.journal_epoch, header.image_id);
+    JournalScan scan(items_of<uint64_t>(sequences, header.journal_units()), header.journal_epoch,
+                     header.image_id);
     if (Error error = scan_ring(scan); !error.ok()) {
         return error;
     }

@@ -21,10 +21,6 @@ namespace {
 
 constexpr uint64_t kPieceBytes = 1024 * 1024;
 
-unsigned long long print(uint64_t value) {
-    return value;
-}
-
 Error failed(Status status, const char* what) {
     return Error::make(status.value(), "%s: %s", what, std::strerror(-status.value()));
 }

@@ -2,9 +2,9 @@
 /* The part of `qemu-img check -r all` that deals with slots. */
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
 
 #include "fvd/base/arith.h"
+#include "fvd/engine/host_memory.h"
 #include "fvd/format/audit.h"
 #include "fvd/format/layout.h"
 #include "fvd/verbs.h"
@@ -47,19 +47,10 @@ class TableRepair {
 };
 
 Status TableRepair::allocate() {
-    const uint64_t words = BlockBitmap::bits_to_words(header_.slot_count());
-    const auto make = [&](HostBuffer* memory, BlockBitmap* bits) {
-        *memory = HostBuffer(host_, std::max<uint64_t>(words, 1) * sizeof(uint64_t));
-        if (!*memory) {
-            return false;
-        }
-        std::memset(memory->data(), 0, memory->size());
-        *bits =
-            BlockBitmap({reinterpret_cast<uint64_t*>(memory->data()), words}, header_.slot_count());
-        return true;
-    };
+    const uint64_t slots = header_.slot_count();
     buffer_ = HostBuffer(host_, std::min(header_.chunk_size, kPieceBytes));
-    const bool all = make(&taken_words_, &taken_) && make(&seen_words_, &seen_) && buffer_;
+    const bool all = make_bitmap(host_, slots, &taken_words_, &taken_) &&
+                     make_bitmap(host_, slots, &seen_words_, &seen_) && buffer_;
     return all ? Status() : Status(-ENOMEM);
 }
 

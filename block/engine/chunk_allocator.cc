@@ -7,6 +7,7 @@
 
 #include "fvd/base/arith.h"
 #include "fvd/base/plant.h"
+#include "fvd/engine/host_memory.h"
 #include "fvd/format/layout.h"
 
 namespace fvd {
@@ -15,10 +16,6 @@ namespace {
 
 /* Given back at once, at most. */
 constexpr uint64_t kTrimBytes = 64 * 1024 * 1024;
-
-unsigned long long print(uint64_t value) {
-    return value;
-}
 
 }  // namespace
 
@@ -65,13 +62,12 @@ Error ChunkAllocator::allocate_sets() {
     SlotSet* const sets[] = {&used_,      &unknown_, &stale_,   &freed_,
                              &collected_, &durable_, &draining_};
     const uint64_t words = BlockBitmap::bits_to_words(slot_count_);
-    memory_ = HostBuffer(host_, std::max<uint64_t>(std::size(sets) * words, 1) * sizeof(uint64_t));
+    memory_ = memory_for<uint64_t>(host_, std::size(sets) * words);
     if (!memory_) {
         return Error::make(-ENOMEM, "no memory to remember %llu slots", print(slot_count_));
     }
     std::memset(memory_.data(), 0, memory_.size());
-    const std::span<uint64_t> all{reinterpret_cast<uint64_t*>(memory_.data()),
-                                  std::size(sets) * words};
+    const auto all = items_of<uint64_t>(memory_, std::size(sets) * words);
     for (size_t i = 0; i < std::size(sets); i++) {
         *sets[i] = SlotSet();
         sets[i]->begin(all.subspan(i * words, words), slot_count_);

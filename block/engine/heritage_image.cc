@@ -7,6 +7,7 @@
 #include <cinttypes>
 #include <cstring>
 
+#include "fvd/engine/host_memory.h"
 #include "fvd/format/limits.h"
 
 namespace fvd {
@@ -22,11 +23,6 @@ Error get_memory(Host& host, uint64_t count, uint64_t size, HostBuffer* memory) 
     return *memory ? Error::none()
                    : Error::make(-ENOMEM, "no memory: %" PRIu64 " bytes are needed for metadata",
                                  bytes);
-}
-
-template <typename T>
-std::span<T> items_of(const HostBuffer& memory, uint64_t count) {
-    return {reinterpret_cast<T*>(memory.data()), count};
 }
 
 template <size_t To, size_t From>

@@ -7,6 +7,7 @@
 #include "fvd/base/arith.h"
 #include "fvd/base/plant.h"
 #include "fvd/engine/header_store.h"
+#include "fvd/engine/host_memory.h"
 #include "fvd/engine/image.h"
 #include "fvd/format/limits.h"
 #include "fvd/format/recovery.h"
@@ -17,40 +18,8 @@ namespace {
 
 constexpr uint64_t kReadBytes = 1024 * 1024;
 
-unsigned long long print(uint64_t value) {
-    return value;
-}
-
-std::span<uint64_t> words_of(const HostBuffer& buffer) {
-    return {reinterpret_cast<uint64_t*>(buffer.data()), buffer.size() / sizeof(uint64_t)};
-}
-
 Error no_memory(uint64_t size) {
     return Error::make(-ENOMEM, "no memory: %llu bytes are needed for metadata", print(size));
-}
-
-/* A bitmap of clear bits in memory of the host. */
-Error make_bitmap(Host& host, uint64_t bits, HostBuffer* memory, BlockBitmap* bitmap) {
-    const uint64_t size =
-        std::max<uint64_t>(BlockBitmap::bits_to_words(bits), 1) * sizeof(uint64_t);
-    *memory = HostBuffer(host, size);
-    if (!*memory) {
-        return no_memory(size);
-    }
-    std::memset(memory->data(), 0, size);
-    *bitmap = BlockBitmap(words_of(*memory), bits);
-    return Error::none();
-}
-
-/* Its entries are undefined yet. */
-Error make_table(Host& host, uint64_t chunks, HostBuffer* memory, ChunkTable* table) {
-    const uint64_t size = std::max<uint64_t>(chunks, 1) * sizeof(uint32_t);
-    *memory = HostBuffer(host, size);
-    if (!*memory) {
-        return no_memory(size);
-    }
-    *table = ChunkTable({reinterpret_cast<uint32_t*>(memory->data()), chunks});
-    return Error::none();
 }
 
 }  // namespace
@@ -216,22 +185,18 @@ Error Image::load_metadata() {
     const uint64_t entries = header_.table_size / sizeof(uint32_t); /* the disk may grow */
     const uint64_t bitmap_pages = header_.bitmap_size / kPageSize;
     const uint64_t table_pages = header_.table_size / kPageSize;
-    Error error = make_bitmap(host_, blocks, &current_words_, &current_);
-    if (error.ok()) {
-        error = make_bitmap(host_, bitmap_pages, &unsaved_words_, &unsaved_pages_);
+    table_entries_ = memory_for<uint32_t>(host_, entries);
+    if (!make_bitmap(host_, blocks, &current_words_, &current_) ||
+        !make_bitmap(host_, bitmap_pages, &unsaved_words_, &unsaved_pages_) ||
+        !make_bitmap(host_, table_pages, &unsaved_entry_words_, &unsaved_entries_) ||
+        !table_entries_) {
+        return no_memory(header_.bitmap_size + header_.table_size);
     }
+    table_ = ChunkTable(items_of<uint32_t>(table_entries_, entries));
+    Error error = load_region("bitmap", header_.bitmap_offset, round_up(div_ceil(blocks, 8), 8),
+                              [&](uint64_t at, MutableBytes piece) { current_.load(at, piece); });
     if (error.ok()) {
-        error = make_bitmap(host_, table_pages, &unsaved_entry_words_, &unsaved_entries_);
-    }
-    if (error.ok()) {
-        error = make_table(host_, entries, &table_entries_, &table_);
-    }
-    if (error.ok()) {
-        error = load_region("bitmap", header_.bitmap_offset, round_up(div_ceil(blocks, 8), 8),
-                            [&](uint64_t at, MutableBytes piece) { current_.load(at, piece); });
-    }
-    if (error.ok()) {
-        table_.clear_all();
+        table_.clear(ChunkIndex(header_.chunk_count()), ChunkIndex(entries)); /* not read below */
         error = load_region("table", header_.table_offset, header_.chunk_count() * sizeof(uint32_t),
                             [&](uint64_t at, MutableBytes piece) { table_.load(at, piece); });
     }
@@ -282,7 +247,7 @@ Error Image::scan_journal(ReplayPlan* plan) {
     if (!sequences) {
         return no_memory(units * sizeof(uint64_t));
     }
-    JournalScan scan(words_of(sequences), header_.journal_epoch, header_.image_id);
+    JournalScan scan(items_of<uint64_t>(sequences, units), header_.journal_epoch, header_.image_id);
     Error error =
         read_ring(0, units, [&](uint64_t place, ConstBytes unit) { scan.add(place, unit); });
     if (!error.ok()) {

@@ -16,10 +16,6 @@ namespace fvd {
 
 namespace {
 
-unsigned long long print(uint64_t value) {
-    return value;
-}
-
 Error check_size(const Header& header, uint64_t size) {
     if (size % limits::kSectorSize != 0 || size > limits::kMaxVirtualSize) {
         return Error::make(-EINVAL, "a disk of %llu bytes; must be a multiple of 512, at most %llu",

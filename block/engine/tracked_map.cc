@@ -2,18 +2,12 @@
 #include "fvd/engine/tracked_map.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "fvd/base/arith.h"
 
 namespace fvd {
 
 namespace {
-
-template <typename Word>
-std::span<Word> words_of(const HostBuffer& buffer) {
-    return {reinterpret_cast<Word*>(buffer.data()), buffer.size() / sizeof(Word)};
-}
 
 /* Call collect_page(page) for pending pages from *page on. */
 template <typename CollectPage>
@@ -38,14 +32,10 @@ bool collect_pages(BlockBitmap& pending, uint64_t* page, CollectPage collect_pag
 }  // namespace
 
 bool PageSets::begin(Host& host, uint64_t pages, const BlockBitmap& first_unsaved) {
-    const uint64_t words = BlockBitmap::bits_to_words(pages);
-    words_ = HostBuffer(host, std::max<uint64_t>(2 * words, 1) * sizeof(uint64_t));
-    if (!words_) {
+    if (!make_bitmap(host, pages, &pending_words_, &pending) ||
+        !make_bitmap(host, pages, &unsaved_words_, &unsaved)) {
         return false;
     }
-    std::memset(words_.data(), 0, words_.size());
-    pending = BlockBitmap(words_of<uint64_t>(words_).first(words), pages);
-    unsaved = BlockBitmap(words_of<uint64_t>(words_).subspan(words, words), pages);
     for (uint64_t page = 0; page < pages; page++) {
         if (first_unsaved.test(page)) {
             unsaved.set(page, page + 1);
@@ -59,15 +49,15 @@ bool PageSets::begin(Host& host, uint64_t pages, const BlockBitmap& first_unsave
 bool TrackedBitmap::begin(Host& host, BlockBitmap bitmap, uint64_t page_count,
                           const BlockBitmap& unsaved) {
     current = bitmap;
-    committed_words_ = HostBuffer(host, std::max<uint64_t>(bitmap.words(), 1) * sizeof(uint64_t));
+    committed_words_ = memory_for<uint64_t>(host, bitmap.words());
     if (!committed_words_ || !pages.begin(host, page_count, unsaved)) {
         return false;
     }
-    for (uint64_t w = 0; w < bitmap.words(); w++) {
-        words_of<uint64_t>(committed_words_)[w] = bitmap.word(w);
+    const auto words = items_of<uint64_t>(committed_words_, bitmap.words());
+    for (uint64_t w = 0; w < words.size(); w++) {
+        words[w] = bitmap.word(w);
     }
-    committed_ =
-        BlockBitmap(words_of<uint64_t>(committed_words_).first(bitmap.words()), bitmap.bits());
+    committed_ = BlockBitmap(words, bitmap.bits());
     return true;
 }
 
@@ -145,14 +135,15 @@ void TrackedBitmap::commit_everything() {
 bool TrackedTable::begin(Host& host, ChunkTable table, uint64_t page_count,
                          const BlockBitmap& unsaved) {
     current = table;
-    committed_entries_ = HostBuffer(host, std::max<uint64_t>(table.chunks(), 1) * sizeof(uint32_t));
+    committed_entries_ = memory_for<uint32_t>(host, table.chunks());
     if (!committed_entries_ || !pages.begin(host, page_count, unsaved)) {
         return false;
     }
-    for (uint64_t c = 0; c < table.chunks(); c++) {
-        words_of<uint32_t>(committed_entries_)[c] = table.entry(ChunkIndex(c));
+    const auto entries = items_of<uint32_t>(committed_entries_, table.chunks());
+    for (uint64_t c = 0; c < entries.size(); c++) {
+        entries[c] = table.entry(ChunkIndex(c));
     }
-    committed_ = ChunkTable(words_of<uint32_t>(committed_entries_).first(table.chunks()));
+    committed_ = ChunkTable(entries);
     return true;
 }
 

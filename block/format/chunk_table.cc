@@ -29,9 +29,9 @@ void ChunkTable::set(ChunkIndex chunk, SlotIndex slot) {
     set_entry(chunk, static_cast<uint32_t>(slot.value));
 }
 
-void ChunkTable::clear_all() {
-    for (ChunkIndex chunk(0); chunk.value < chunks(); ++chunk) {
-        clear(chunk);
+void ChunkTable::clear(ChunkIndex begin, ChunkIndex end) {
+    for (; begin < end; ++begin) {
+        clear(begin);
     }
 }
 

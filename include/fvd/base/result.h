@@ -7,6 +7,7 @@
  */
 
 #include <cstddef>
+#include <cstdint>
 #include <utility>
 
 #include "fvd/base/assert.h"
@@ -42,6 +43,11 @@ struct [[nodiscard]] Error {
     static Error none() { return Error{}; }
     bool ok() const { return code == 0; }
 };
+
+/** A number as printf's %llu takes it. */
+constexpr unsigned long long print(uint64_t value) {
+    return value;
+}
 
 /** Either a value or an Error. */
 template <typename T>

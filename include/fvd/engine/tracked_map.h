@@ -15,7 +15,7 @@
 #include <algorithm>
 #include <span>
 
-#include "fvd/engine/host.h"
+#include "fvd/engine/host_memory.h"
 #include "fvd/engine/journal_group.h"
 #include "fvd/format/block_bitmap.h"
 #include "fvd/format/chunk_table.h"
@@ -34,7 +34,8 @@ class PageSets {
     BlockBitmap unsaved;
 
   private:
-    HostBuffer words_;
+    HostBuffer pending_words_;
+    HostBuffer unsaved_words_;
 };
 
 class TrackedBitmap {

@@ -40,7 +40,8 @@ class ChunkTable {
     /** @p slot is below kNotStored. */
     void set(ChunkIndex chunk, SlotIndex slot);
     void clear(ChunkIndex chunk) { set_entry(chunk, kNotStored); }
-    void clear_all();
+    void clear(ChunkIndex begin, ChunkIndex end);
+    void clear_all() { clear(ChunkIndex(0), ChunkIndex(chunks())); }
 
     /**
      * The longest run that starts at @p begin and ends at most at @p end: all chunks not stored, or
