@@ -148,6 +148,10 @@ int fvd_stop(fvd_image* image) {
     return image->image.stop().value();
 }
 
+bool fvd_is_here(fvd_image* image, uint64_t offset, uint64_t length, uint64_t* data_offset) {
+    return !image->is_heritage && image->image.is_here(offset, length, data_offset);
+}
+
 int fvd_read(fvd_image* image, uint64_t offset, uint64_t length, void* guest, uint64_t guest_offset,
              uint32_t flags) {
     const GuestBuffer to{guest, guest_offset};

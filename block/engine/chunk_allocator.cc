@@ -87,7 +87,7 @@ Error ChunkAllocator::begin(const Header& header, const ChunkTable& table, uint6
         return error;
     }
     storage_slots_ = 0;
-    storage_is(data_length <= data_offset_ ? 0 : (data_length - data_offset_) / chunk_size_, false);
+    storage_is(slots_within(data_length), false);
     reserve(header);
     return learn(header, table);
 }
@@ -195,40 +195,39 @@ Status ChunkAllocator::grow_to(SlotIndex slot) {
     return status;
 }
 
-/* Without the mutex, and alone. A device is grown by others; a file by us. */
-Status ChunkAllocator::grow_storage(uint64_t wanted) {
-    const auto slots_in = [this](int64_t length) {
-        const auto bytes = static_cast<uint64_t>(std::max<int64_t>(length, 0));
-        return bytes <= data_offset_ ? 0 : (bytes - data_offset_) / chunk_size_;
-    };
-    const auto note = [&](uint64_t slots, bool zero) {
-        HostLock lock(host_);
-        storage_is(slots, zero);
-    };
+/* What others made of a device may hold anything. */
+Status ChunkAllocator::measure_storage() {
     const int64_t length = host_.length(FVD_FILE_DATA);
     if (length < 0) {
         return Status(static_cast<int>(length));
     }
-    note(slots_in(length), false);
-    if (slots_in(length) >= wanted) {
-        return {};
+    HostLock lock(host_);
+    storage_is(slots_within(static_cast<uint64_t>(length)), false);
+    return {};
+}
+
+/* Without the mutex, and alone. A file is grown by us; a device by others, and until they did it is
+ * full. */
+Status ChunkAllocator::grow_storage(uint64_t wanted) {
+    Status status = measure_storage();
+    if (!status.ok() || storage_slots_ >= wanted) {
+        return status;
     }
     const uint64_t unit = std::max<uint64_t>(grow_unit_ / chunk_size_, 1);
-    const uint64_t slots = std::max(wanted, std::min(round_up(wanted, unit), limit_));
-    const uint64_t least = data_offset_ + wanted * chunk_size_;
-    const uint64_t ahead = data_offset_ + slots * chunk_size_;
-    Status status = host_.resize(FVD_FILE_DATA, ahead, FVD_PREALLOC_OFF);
-    uint64_t reached = ahead;
-    if (!status.ok() && ahead != least) {
-        status = host_.resize(FVD_FILE_DATA, least, FVD_PREALLOC_OFF);
-        reached = least;
+    for (const uint64_t slots :
+         {std::max(wanted, std::min(round_up(wanted, unit), limit_)), wanted}) {
+        status = host_.resize(FVD_FILE_DATA, offset_of(SlotIndex(slots)), FVD_PREALLOC_OFF);
+        if (status.ok()) {
+            HostLock lock(host_);
+            storage_is(slots, true);
+            return status;
+        }
+        /* Before the next try, which might shorten what it has become. */
+        if (const Status measured = measure_storage(); !measured.ok() || storage_slots_ >= wanted) {
+            return measured;
+        }
     }
-    if (!status.ok()) {
-        /* A device that cannot grow is a full one. */
-        return status.value() == -EINVAL || status.value() == -ENOTSUP ? Status(-ENOSPC) : status;
-    }
-    note(slots_in(static_cast<int64_t>(reached)), true);
-    return {};
+    return status.value() == -EINVAL || status.value() == -ENOTSUP ? Status(-ENOSPC) : status;
 }
 
 /* --------------------------------------------------------------------------------- freeing */

@@ -22,6 +22,15 @@ bool Image::all_here(BlockRange blocks) const {
     return current_.all_set(blocks.begin.value, blocks.end.value);
 }
 
+/* A slot of a compact image is held only while its request counts as using it. */
+bool Image::is_here(uint64_t offset, uint64_t length, uint64_t* data_offset) const {
+    if (header_.has_table() || !all_here(tracked_blocks(offset, length))) {
+        return false;
+    }
+    *data_offset = header_.data_offset + offset;
+    return true;
+}
+
 /* The last block ends where the base ends. */
 uint64_t Image::block_end(uint64_t block) const {
     const uint64_t end = (block + 1) * header_.block_size;

@@ -111,10 +111,24 @@ extern const struct fvd_host_ops fvd_node_ops;
 
 void fvd_node_host_init(BDRVFvdState *s, BlockDriverState *bs);
 void fvd_node_host_destroy(BDRVFvdState *s);
+/*
+ * Read or write a piece of the data file that fvd_is_here() found: requests
+ * of data that is here pass with no more than this.
+ */
+int coroutine_fn GRAPH_RDLOCK
+fvd_pass_through(BDRVFvdState *s, bool write, uint64_t data_offset,
+                 uint64_t bytes, QEMUIOVector *qiov, size_t qiov_offset,
+                 BdrvRequestFlags flags);
 void fvd_attach_timers(BDRVFvdState *s, AioContext *context);
 void fvd_detach_timers(BDRVFvdState *s);
 void fvd_quiesce_timers(BDRVFvdState *s);
 void fvd_resume_timers(BDRVFvdState *s);
+
+/*
+ * The storage of a compact image on a device is made longer by others. Ask for
+ * QEMU's write-threshold event when no more than one growth step is left.
+ */
+void GRAPH_RDLOCK fvd_warn_of_full_storage(BDRVFvdState *s);
 
 /* By whatever names: one file. */
 bool fvd_same_file(const char *a, const char *b);

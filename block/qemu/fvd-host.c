@@ -7,6 +7,7 @@
 #include "qemu/osdep.h"
 #include "block/block_int.h"
 #include "block/coroutines.h"
+#include "block/write-threshold.h"
 #include "crypto/random.h"
 #include "qapi/error.h"
 #include "qemu/error-report.h"
@@ -377,18 +378,49 @@ fvd_node_length(void *host, enum fvd_file file)
     return child ? bdrv_co_getlength(child->bs) : -ENOMEDIUM;
 }
 
+/* A threshold that somebody else set is not ours to move. */
+void fvd_warn_of_full_storage(BDRVFvdState *s)
+{
+    BdrvChild *child = fvd_child(s, FVD_FILE_DATA);
+    int64_t length = bdrv_co_getlength(child->bs);
+    g_autofree struct fvd_info *info = g_new(struct fvd_info, 1);
+    uint64_t all; /* room for every chunk */
+
+    fvd_get_info(s->image, info);
+    all = info->data_offset +
+          QEMU_ALIGN_UP(info->virtual_size, info->chunk_size);
+    if (child->bs->supported_truncate_flags & BDRV_REQ_ZERO_WRITE ||
+        length < 0 || length >= all || bdrv_write_threshold_get(child->bs)) {
+        return;
+    }
+    /* At 0 it would be off. */
+    bdrv_write_threshold_set(child->bs,
+                             MAX(length - (int64_t)info->storage_grow_unit, 1));
+}
+
 static int coroutine_fn GRAPH_RDLOCK
 fvd_node_resize(void *host, enum fvd_file file, uint64_t length,
                 enum fvd_preallocation mode)
 {
+    BDRVFvdState *s = host;
     BdrvChild *child = fvd_writable_child(host, file);
     int64_t old = fvd_node_length(host, file);
+    int ret;
 
     if (old < 0) {
         return old;
     }
-    return bdrv_co_truncate(child, length, false, fvd_prealloc_mode(mode),
-                            length > old ? BDRV_REQ_ZERO_WRITE : 0, NULL);
+    ret = bdrv_co_truncate(child, length, false, fvd_prealloc_mode(mode),
+                           length > old ? BDRV_REQ_ZERO_WRITE : 0, NULL);
+    if (ret < 0 && length > old) {
+        /* The block layer looks at the length of a device when it sets it. */
+        bdrv_co_truncate(child, old, false, PREALLOC_MODE_OFF, 0, NULL);
+        if (file == FVD_FILE_DATA && s->compact &&
+            fvd_node_length(host, file) > old) {
+            fvd_warn_of_full_storage(s);
+        }
+    }
+    return ret;
 }
 
 static int coroutine_fn GRAPH_RDLOCK
@@ -594,6 +626,18 @@ static void GRAPH_RDLOCK fvd_node_warn(void *host, const char *sentence)
         /* Our own name is not known before we are open. */
         warn_report("fvd image '%s': %s", s->bs->file->bs->filename, sentence);
     }
+}
+
+/* ------------------------------------------------------------ pass through */
+
+int coroutine_fn GRAPH_RDLOCK
+fvd_pass_through(BDRVFvdState *s, bool write, uint64_t data_offset,
+                 uint64_t bytes, QEMUIOVector *qiov, size_t qiov_offset,
+                 BdrvRequestFlags flags)
+{
+    fvd_node_announce(s, write ? FVD_EVENT_WRITE_DATA : FVD_EVENT_READ_IMAGE);
+    return fvd_transfer(fvd_child(s, FVD_FILE_DATA), write, data_offset, qiov,
+                        qiov_offset, bytes, flags & BDRV_REQ_REGISTERED_BUF);
 }
 
 /* ------------------------------------------------------------------- table */

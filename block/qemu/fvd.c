@@ -157,6 +157,9 @@ fvd_do_start(BlockDriverState *bs, FvdLife life, Error **errp)
     s->life = life;
     fvd_get_info(s->image, info);
     fvd_take_over_info(bs, info);
+    if (writable && s->compact) {
+        fvd_warn_of_full_storage(s);
+    }
     trace_fvd_start(bs, writable, info->clean_shutdown, info->journal_epoch,
                     info->blocks_here, info->blocks);
     return 0;
@@ -665,9 +668,14 @@ fvd_co_preadv_part(BlockDriverState *bs, int64_t offset, int64_t bytes,
                    BdrvRequestFlags flags)
 {
     BDRVFvdState *s = bs->opaque;
+    uint64_t data_offset;
 
     if (s->life == FVD_LOADED) {
         return -EIO;
+    }
+    if (fvd_is_here(s->image, offset, bytes, &data_offset)) {
+        return fvd_pass_through(s, false, data_offset, bytes, qiov,
+                                qiov_offset, flags);
     }
     return fvd_read(s->image, offset, bytes, qiov, qiov_offset,
                     fvd_flags_from_qemu(flags));
@@ -680,9 +688,18 @@ fvd_co_pwritev_part(BlockDriverState *bs, int64_t offset, int64_t bytes,
 {
     BDRVFvdState *s = bs->opaque;
     int ret = fvd_check_write(s, offset, bytes);
+    uint64_t data_offset;
 
-    return ret ?: fvd_write(s->image, offset, bytes, qiov, qiov_offset,
-                            fvd_flags_from_qemu(flags));
+    if (ret < 0) {
+        return ret;
+    }
+    if (!(flags & BDRV_REQ_FUA) &&
+        fvd_is_here(s->image, offset, bytes, &data_offset)) {
+        return fvd_pass_through(s, true, data_offset, bytes, qiov, qiov_offset,
+                                flags);
+    }
+    return fvd_write(s->image, offset, bytes, qiov, qiov_offset,
+                     fvd_flags_from_qemu(flags));
 }
 
 static int coroutine_fn GRAPH_RDLOCK

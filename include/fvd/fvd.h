@@ -89,7 +89,8 @@ struct fvd_host_ops {
     /* Length of a file, or a negative errno; -ENOMEDIUM for a data file that was not opened. */
     int64_t (*length)(void* host, enum fvd_file file);
     /* Set the length of a file; what is new reads as zeros. -ENOTSUP where the mode or the change
-     * is not possible. */
+     * is not possible. After a failure length() knows of a device that others made longer; what
+     * that holds behind its old end is anything. */
     int (*resize)(void* host, enum fvd_file file, uint64_t length, enum fvd_preallocation mode);
     /* Does [offset, offset+*run) read as zeros without being read? Sets *zero and *run, 1 <= *run
      * <= length. */
@@ -189,6 +190,12 @@ enum fvd_start_mode {
 /* Open, step two: bring the metadata into memory, replay the journal. May suspend. May be called
  * again after fvd_stop() (migration hand-over) and re-reads everything. */
 int fvd_start(fvd_image* image, enum fvd_start_mode mode, struct fvd_error* error);
+
+/* What most requests meet: [offset, offset + length) is all in FVD_FILE_DATA, at *data_offset, and
+ * stays there. The adapter may read it, or write to it without FVD_REQ_FUA, itself; it announces
+ * FVD_EVENT_READ_IMAGE or FVD_EVENT_WRITE_DATA. False says nothing. Does not suspend, takes no
+ * lock. */
+bool fvd_is_here(fvd_image* image, uint64_t offset, uint64_t length, uint64_t* data_offset);
 
 /* Guest requests; may suspend, any number at a time, from any thread. guest is the adapter's
  * buffer. Requests stay inside [0, virtual_size). */

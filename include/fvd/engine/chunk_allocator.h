@@ -147,6 +147,10 @@ class ChunkAllocator {
     void advance();
     void phase_drained();
     bool find_free(SlotIndex hint, SlotIndex* slot);
+    uint64_t slots_within(uint64_t length) const {
+        return length <= data_offset_ ? 0 : (length - data_offset_) / chunk_size_;
+    }
+    Status measure_storage();
     Status grow_storage(uint64_t wanted);
     void storage_is(uint64_t slots, bool zero);
 

@@ -73,6 +73,7 @@ class Image {
     Status discard(uint64_t offset, uint64_t length);
     Status flush();
     Placement where(uint64_t offset, uint64_t length) const;
+    bool is_here(uint64_t offset, uint64_t length, uint64_t* data_offset) const;
 
     /* Background and management. */
     Status commit();

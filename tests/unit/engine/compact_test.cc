@@ -269,11 +269,20 @@ TEST_F(CompactTest, AFullDeviceIsEnospcForTheOneRequest) {
     EXPECT_EQ(write(4 * kChunk, 512, 2).value(), -ENOSPC);
     expect_fill(4 * kChunk, 512, 0);
     EXPECT_TRUE(write(0, 512, 3).ok()) << "what is stored needs no space";
-    /* Somebody extends the device. */
-    host.bytes(FVD_FILE_DATA).resize(host.bytes(FVD_FILE_DATA).size() + 2 * kChunk);
+    /* Somebody extends the device, by what others used before. */
+    host.bytes(FVD_FILE_DATA)
+        .resize(host.bytes(FVD_FILE_DATA).size() + 2 * kChunk, std::byte{0xAA});
     EXPECT_TRUE(write(4 * kChunk, 512, 2).ok());
     expect_fill(4 * kChunk, 512, 2);
     expect_fill(4 * kChunk + 512, kChunk - 512, 0);
+}
+
+TEST_F(CompactTest, IsHereSaysNothingOfSlotsThatMayBeTakenAway) {
+    create();
+    open();
+    ASSERT_TRUE(write(0, kChunk, 1).ok());
+    uint64_t at = 0;
+    EXPECT_FALSE(image->is_here(0, 512, &at));
 }
 
 TEST_F(CompactTest, AFullDeviceUsesWhatADiscardSetFree) {

@@ -167,6 +167,24 @@ TEST_F(ImageTest, DataThatIsHereTakesNoLockAndNoMemory) {
     EXPECT_EQ(host.allocations, allocations);
 }
 
+TEST_F(ImageTest, IsHereIsTrueOfWhatOneRequestToTheDataFileCanServe) {
+    create();
+    open();
+    uint64_t at = 0;
+    EXPECT_FALSE(image->is_here(0, 1, &at));
+    ASSERT_TRUE(write(kBlock, 2 * kBlock, 1).ok());
+    host.log.clear();
+    host.locks = 0;
+    EXPECT_TRUE(image->is_here(kBlock, 2 * kBlock, &at));
+    EXPECT_EQ(at, image->header().data_offset + kBlock);
+    EXPECT_TRUE(image->is_here(2 * kBlock + 7, 1, &at));
+    EXPECT_EQ(at, image->header().data_offset + 2 * kBlock + 7);
+    EXPECT_FALSE(image->is_here(kBlock - 1, 2, &at));
+    EXPECT_FALSE(image->is_here(3 * kBlock - 1, 2, &at));
+    EXPECT_TRUE(host.log.empty());
+    EXPECT_EQ(host.locks, 0u);
+}
+
 TEST_F(ImageTest, AFlushOfAFirstWriteIsDataFlushUnitAndFlush) {
     create();
     open();

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Compact images on block devices that are shorter than the disk: loop devices stand for logical
+volumes. A device starts full of old bytes, is made longer by somebody else, and is full until then."""
+
+import os
+import pathlib
+import random
+import subprocess
+import sys
+import threading
+import time
+import unittest
+import zlib
+
+from nbd import NbdError
+from qmp import Daemon, Monitor, QmpError
+from support import (BIN, FORMAT, KIB, MIB, ImageTest, limit, only_fvd, read_file, seed)
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "guest"))
+
+from machine import Machine
+from make_guest import ensure_guest
+from power_cut import Promises, boot_and_verify, round_words, write_until_cut
+
+CHUNK = 64 * KIB
+DISK = 64 * MIB
+STEP = MIB  # storage_grow_unit: how early the warning comes
+
+
+def compact(step=STEP):
+    return ("compact_image=on", f"chunk_size={CHUNK}", f"storage_grow_unit={step}")
+
+
+class Volume:
+    """A loop device over a file of old bytes, detached with the test."""
+
+    def __init__(self, test, length, name="volume"):
+        self.test, self.path = test, os.path.abspath(name)
+        open(self.path, "wb").close()
+        self._lengthen(length)
+        self.device = test.run_program(["losetup", "-f", "--show", self.path]).out.strip()
+        test.addCleanup(self.detach)
+
+    def _lengthen(self, length):
+        """What a volume gets was used by others before."""
+        with open(self.path, "ab") as file:
+            file.write(b"\xAA" * (length - file.tell()))
+
+    @property
+    def length(self):
+        return os.path.getsize(self.path)
+
+    def grow(self, by):
+        self._lengthen(self.length + by)
+        subprocess.run(["losetup", "-c", self.device], check=True)
+
+    def detach(self):
+        """Only while it is ours."""
+        try:
+            backing = read_file(f"/sys/block/{os.path.basename(self.device)}/loop/backing_file")
+        except OSError:
+            return
+        if backing.decode().rstrip("\n") == self.path:
+            subprocess.run(["losetup", "-d", self.device], stderr=subprocess.DEVNULL)
+
+
+@only_fvd
+@unittest.skipUnless(os.geteuid() == 0, "loop devices need root")
+class DeviceTest(ImageTest):
+    def thin(self, room, size=DISK, options=compact(), **how):
+        """An image of DISK bytes on a volume with room for @room bytes of data."""
+        self.create("probe.img", size, options=options, **how)
+        volume = Volume(self, self.specific("probe.img")["data-offset"] + room)
+        self.create(volume.device, size, options=options, **how)
+        return volume
+
+    def daemon(self, volume, name="daemon", **more):
+        daemon = Daemon(self, name=name)
+        daemon.command("blockdev-add", driver="host_device", node_name="volume",
+                       filename=volume.device, **more)
+        daemon.command("blockdev-add", driver=FORMAT, node_name="disk0", file="volume",
+                       discard="unmap")
+        return daemon
+
+
+class OneDevice(DeviceTest):
+    def test_old_bytes_of_the_device_never_show(self):
+        volume = self.thin(8 * MIB)
+        self.io(volume.device, *[f"write -P {n + 1} {n * MIB + 512} 512" for n in range(40)])
+        for n in range(40):
+            self.io(volume.device, f"read -P 0 {n * MIB} 512", f"read -P {n + 1} {n * MIB + 512} 512",
+                    f"read -P 0 {n * MIB + 1024} {MIB - 1024}")
+        self.check(volume.device)
+
+    def test_a_full_device_loses_nothing_and_freed_slots_are_used_again(self):
+        room = 2 * MIB
+        volume = self.thin(room)
+        slots = room // CHUNK
+        self.io(volume.device, f"write -P 7 0 {room}")
+        ran = self.io(volume.device, "write -P 8 32M 4k", expect=1)
+        self.assertIn("No space left", ran.text)
+        self.check(volume.device)
+        self.io(volume.device, f"read -P 7 0 {room}", "read -P 0 32M 1M")
+        self.io(volume.device, "discard 0 1M", "write -P 8 32M 1M", options=["-d", "unmap"])
+        self.io(volume.device, "read -P 0 0 1M", "read -P 7 1M 1M", "read -P 8 32M 1M")
+        self.assertIn("No space left", self.io(volume.device, "write 40M 4k", expect=1).text)
+        ran = self.check(volume.device, "--output=json").json()
+        self.assertEqual(ran["allocated-clusters"], slots)
+
+    def test_a_longer_device_is_noticed_without_a_restart(self):
+        volume = self.thin(MIB)
+        daemon = self.daemon(volume)
+        client = daemon.export("disk0")
+        client.write(0, b"\1" * MIB)
+        with self.assertRaises(NbdError):
+            client.write(8 * MIB, b"\2" * 512)
+        volume.grow(STEP)
+        client.write(8 * MIB + 512, b"\2" * 512)
+        self.assertEqual(client.read(8 * MIB, 2048), bytes(512) + b"\2" * 512 + bytes(1024))
+        client.flush()
+        client.close()
+        daemon.quit()
+        self.check(volume.device)
+        self.io(volume.device, "read -P 1 0 1M", f"read -P 0 {8 * MIB + 1024} 62k")
+
+
+class Warnings(DeviceTest):
+    def crossed(self, daemon):
+        daemon.command("query-named-block-nodes")
+        return [event["data"] for event in daemon.monitor.events
+                if event["event"] == "BLOCK_WRITE_THRESHOLD"]
+
+    def test_the_event_comes_one_step_before_the_end(self):
+        volume = self.thin(4 * MIB)
+        daemon = self.daemon(volume)
+        client = daemon.export("disk0")
+        client.write(0, b"\1" * (3 * MIB))
+        self.assertEqual(self.crossed(daemon), [])
+        client.write(3 * MIB, b"\1" * CHUNK)
+        warning, = self.crossed(daemon)
+        self.assertEqual(warning["node-name"], "volume")
+        self.assertEqual(warning["write-threshold"], volume.length - STEP)
+        client.close()
+        daemon.quit()
+
+    def test_a_threshold_of_the_user_stays(self):
+        volume = self.thin(4 * MIB)
+        daemon = Daemon(self)
+        daemon.command("blockdev-add", driver="host_device", node_name="volume",
+                       filename=volume.device)
+        mine = volume.length - 2 * MIB
+        daemon.command("block-set-write-threshold", node_name="volume", write_threshold=mine)
+        daemon.command("blockdev-add", driver=FORMAT, node_name="disk0", file="volume")
+        client = daemon.export("disk0")
+        client.write(0, b"\1" * (4 * MIB))
+        self.assertEqual([warning["write-threshold"] for warning in self.crossed(daemon)], [mine])
+        client.close()
+        daemon.quit()
+
+    def test_no_warning_where_every_chunk_has_room_or_the_file_grows(self):
+        volume = self.thin(DISK)
+        daemon = self.daemon(volume)
+        client = daemon.export("disk0")
+        for place in range(0, DISK, 8 * MIB):
+            client.write(place, b"\1" * (8 * MIB))
+        self.assertEqual(self.crossed(daemon), [])
+        client.close()
+        daemon.quit()
+
+    @limit(240)
+    def test_writes_do_not_pause_while_the_extender_answers_in_time(self):
+        """It has the time in which the guest writes storage_grow_unit bytes."""
+        step = 8 * MIB
+        volume = self.thin(2 * step, options=compact(step))
+        daemon = self.daemon(volume)
+        client = daemon.export("disk0")
+        content = bytearray(DISK)
+        writer = threading.Thread(target=self.write_a_piece_of_each_chunk, args=(client, content))
+        writer.start()
+        warnings = 0
+        while writer.is_alive():
+            for _ in self.crossed(daemon):
+                warnings += 1
+                volume.grow(2 * step)
+            daemon.monitor.events.clear()
+            time.sleep(0.01)
+        self.assertEqual(client.read_all(), bytes(content), "a write failed, or content is wrong")
+        self.assertGreaterEqual(warnings, 3)
+        client.close()
+        daemon.quit()
+        self.check(volume.device)
+
+    def write_a_piece_of_each_chunk(self, client, content):
+        source = random.Random(seed() ^ zlib.crc32(b"extender"))
+        chunks = list(range(DISK // CHUNK))
+        source.shuffle(chunks)
+        for chunk in chunks:
+            place = chunk * CHUNK + source.randrange(0, CHUNK - 4096, 512)
+            data = bytes([1 + chunk % 250]) * 4096
+            content[place:place + 4096] = data
+            client.write(place, data)
+            time.sleep(0.003)
+        client.flush()
+
+
+class Extender(threading.Thread):
+    """Makes the device longer whenever the guest was stopped for want of space, and lets it go on."""
+
+    def __init__(self, monitor, volume):
+        super().__init__(daemon=True)
+        self.monitor, self.volume, self.stops = monitor, volume, 0
+
+    def run(self):
+        try:
+            while True:
+                event = self.monitor.wait("BLOCK_IO_ERROR", action="stop")
+                assert event["nospace"], event
+                self.monitor.wait("STOP")
+                self.stops += 1
+                self.volume.grow(4 * STEP)
+                self.monitor.command("cont")
+        except (OSError, TimeoutError, QmpError):
+            pass  # the machine has ended
+
+
+@unittest.skipUnless((BIN / "qemu-system-x86_64").exists(), "no qemu-system-x86_64")
+class WithAGuest(DeviceTest):
+    @limit(900)
+    def test_werror_enospc_stops_the_guest_and_it_goes_on(self):
+        guest = ensure_guest(lambda line: None)
+        base = str(guest.disk)
+        volume = self.thin(MIB, size=None, base=base, base_fmt="raw")
+        disk = ["-drive", f"file={volume.device},format={FORMAT},if=virtio,cache=none,werror=enospc",
+                "-qmp", "unix:vm.qmp,server=on,wait=off"]
+        promises = Promises()
+        with Machine(guest, disk, "console-1.log", round_words(2)) as vm:
+            extender = Extender(Monitor("vm.qmp", self.record, 600), volume)
+            extender.start()
+            boot_and_verify(vm, promises)
+            write_until_cut(vm, promises, 60, 0.3)
+        self.assertGreaterEqual(extender.stops, 1, "the device never was full")
+        with Machine(guest, disk, "console-2.log", []) as vm:
+            Extender(Monitor("vm.qmp", self.record, 600), volume).start()
+            boot_and_verify(vm, promises)
+            vm.wait_for_power_off(120)
+        self.check(volume.device)
