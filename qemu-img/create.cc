@@ -9,6 +9,7 @@
 
 #include "fvd/base/arith.h"
 #include "fvd/base/utf8.h"
+#include "fvd/engine/fill_options.h"
 #include "fvd/format/block_bitmap.h"
 #include "fvd/format/chunk_table.h"
 #include "fvd/format/layout.h"
@@ -91,6 +92,12 @@ Result<Header> plan_header(Host& host, const fvd_create_options& options) {
     header.generation = 1;
     header.journal_epoch = 1;
     header.clean_shutdown = true;
+    if (options.fill != nullptr) {
+        if (Error error = check_fill(*options.fill, true); !error.ok()) {
+            return error;
+        }
+        put_fill(*options.fill, &header);
+    }
     host.random(std::as_writable_bytes(std::span(header.image_id)));
     return planned;
 }

@@ -7,6 +7,7 @@
 
 #include "fvd/engine/heritage_image.h"
 #include "fvd/engine/image.h"
+#include "fvd/engine/prefetch_pace.h"
 #include "fvd/fvd.h"
 #include "fvd/verbs.h"
 
@@ -44,13 +45,18 @@ class TableHost final : public Host {
     void fill_guest_zero(void* guest, uint64_t guest_offset, uint64_t length) override {
         ops_.fill_guest_zero(host_, guest, guest_offset, length);
     }
+    void copy_to_guest(void* guest, uint64_t guest_offset, ConstBytes from) override {
+        ops_.copy_to_guest(host_, guest, guest_offset, from.data(), from.size());
+    }
     void lock() override { ops_.lock(host_); }
     void unlock() override { ops_.unlock(host_); }
     void* current_task() override { return ops_.current_task(host_); }
     void park() override { ops_.park(host_); }
     void wake(void* task) override { ops_.wake(host_, task); }
-    void arm_timer(Timer timer, uint64_t delay_ms) override {
-        ops_.arm_timer(host_, timer, delay_ms);
+    void start_task(Task run, void* opaque) override { ops_.start_task(host_, run, opaque); }
+    uint64_t now() override { return ops_.now(host_); }
+    void arm_timer(Timer timer, uint64_t delay_ns) override {
+        ops_.arm_timer(host_, timer, delay_ns);
     }
     void cancel_timer(Timer timer) override { ops_.cancel_timer(host_, timer); }
     void announce(Event event) override { ops_.announce(host_, event); }
@@ -217,6 +223,48 @@ int fvd_set_base(fvd_image* image, const char* name, const char* format, fvd_err
 
 int fvd_resize(fvd_image* image, uint64_t size, fvd_preallocation mode, fvd_error* error) {
     return report(image->image.resize(size, mode), error);
+}
+
+const fvd_fill_parameter* fvd_fill_parameters(size_t* count) {
+    *count = fill_parameters().size();
+    return fill_parameters().data();
+}
+
+void fvd_fill_init(fvd_fill* fill) {
+    *fill = empty_fill();
+}
+
+int fvd_set_fill(fvd_image* image, const fvd_fill* fill, fvd_error* error) {
+    return report(image->is_heritage ? check_fill(*fill, false) : image->image.set_fill(*fill),
+                  error);
+}
+
+void fvd_get_fill(fvd_image* image, bool in_header, fvd_fill* fill) {
+    *fill = image->is_heritage ? fill_of(Header()) : image->image.fill(in_header);
+}
+
+int fvd_amend(fvd_image* image, const fvd_fill* fill, fvd_error* error) {
+    return report(image->is_heritage ? heritage_is_read_only() : image->image.amend(*fill), error);
+}
+
+void fvd_prefetch_pause(fvd_image* image, bool paused) {
+    image->image.pause_prefetch(paused);
+}
+
+void fvd_quiesce(fvd_image* image, bool quiesce) {
+    image->image.quiesce(quiesce);
+}
+
+const char* fvd_hold_name(fvd_hold hold) {
+    return pace_reason_name(static_cast<PaceReason>(hold));
+}
+
+void fvd_get_progress(fvd_image* image, fvd_progress* progress) {
+    if (image->is_heritage) {
+        image->heritage.progress(progress);
+    } else {
+        image->image.progress(progress);
+    }
 }
 
 void fvd_timer_expired(fvd_image* image, fvd_timer timer) {

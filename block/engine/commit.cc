@@ -57,7 +57,7 @@ void Committer::record_entry(ChunkIndex chunk, uint32_t entry) {
 void Committer::arm_timer() {
     if (!timer_armed_ && !failed()) {
         timer_armed_ = true;
-        host_.arm_timer(FVD_TIMER_COMMIT, kCommitPeriodMs);
+        host_.arm_timer(FVD_TIMER_COMMIT, kCommitPeriodNs);
     }
 }
 

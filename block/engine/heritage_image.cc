@@ -255,4 +255,10 @@ void HeritageImage::describe(fvd_info* info) const {
     copy_text(info->add_storage_cmd, header_.add_storage_cmd);
 }
 
+void HeritageImage::progress(fvd_progress* progress) const {
+    *progress = {};
+    progress->hold = FVD_HOLD_OFF;
+    progress->hold_ends = progress->ends_in_s = UINT64_MAX;
+}
+
 }  // namespace fvd

@@ -138,8 +138,14 @@ static void *fvd_blk_allocate(void *host, size_t size)
     return qemu_try_memalign(alignment, MAX(size, 1));
 }
 
+static void fvd_blk_start_task(void *host, void (*run)(void *opaque),
+                               void *opaque)
+{
+    g_assert_not_reached(); /* nothing goes on in the background */
+}
+
 static void fvd_blk_arm_timer(void *host, enum fvd_timer timer,
-                              uint64_t delay_ms)
+                              uint64_t delay_ns)
 {
     g_assert_not_reached(); /* nothing is in use that could become due */
 }
@@ -170,11 +176,14 @@ static const struct fvd_host_ops fvd_blk_ops = {
     .allocate = fvd_blk_allocate,
     .release = fvd_host_release,
     .fill_guest_zero = fvd_host_fill_guest_zero,
+    .copy_to_guest = fvd_host_copy_to_guest,
     .lock = fvd_tasks_lock,
     .unlock = fvd_tasks_unlock,
     .current_task = fvd_tasks_current,
     .park = fvd_tasks_park,
     .wake = fvd_tasks_wake,
+    .start_task = fvd_blk_start_task,
+    .now = fvd_host_now,
     .arm_timer = fvd_blk_arm_timer,
     .cancel_timer = fvd_blk_cancel_timer,
     .announce = fvd_blk_announce,

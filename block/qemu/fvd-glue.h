@@ -45,6 +45,9 @@ void fvd_host_random(void *host, void *bytes, size_t length);
 void fvd_host_release(void *host, void *memory);
 void fvd_host_fill_guest_zero(void *host, void *guest, uint64_t guest_offset,
                               uint64_t length);
+void fvd_host_copy_to_guest(void *host, void *guest, uint64_t guest_offset,
+                            const void *memory, uint64_t length);
+uint64_t fvd_host_now(void *host);
 
 /* A list of slices as one QEMUIOVector. */
 void fvd_qiov_from_slices(QEMUIOVector *qiov, const struct fvd_slice *slices,
@@ -98,6 +101,7 @@ struct BDRVFvdState {
     bool baseless;       /* made without a base: none can be put below it */
     bool never_writable; /* of January 2011 */
     bool compact;        /* what is not stored reads as zeros, wherever the file lies */
+    bool handed_over;    /* another process may use the file: nothing in the background */
 
     /* Guarded by tasks.lock. */
     FvdTimer timers[FVD_TIMER_COUNT];
@@ -121,8 +125,11 @@ fvd_pass_through(BDRVFvdState *s, bool write, uint64_t data_offset,
                  BdrvRequestFlags flags);
 void fvd_attach_timers(BDRVFvdState *s, AioContext *context);
 void fvd_detach_timers(BDRVFvdState *s);
-void fvd_quiesce_timers(BDRVFvdState *s);
-void fvd_resume_timers(BDRVFvdState *s);
+/* Begin and end of a drained section, of which there is one at a time. */
+void fvd_quiesce_host(BDRVFvdState *s);
+void fvd_resume_host(BDRVFvdState *s);
+/* To be called once s->image is set. */
+void fvd_host_has_image(BDRVFvdState *s);
 
 /*
  * The storage of a compact image on a device is made longer by others. Ask for

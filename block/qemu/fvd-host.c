@@ -110,6 +110,17 @@ void fvd_host_fill_guest_zero(void *host, void *guest, uint64_t guest_offset,
     qemu_iovec_memset(guest, guest_offset, 0, length);
 }
 
+void fvd_host_copy_to_guest(void *host, void *guest, uint64_t guest_offset,
+                            const void *memory, uint64_t length)
+{
+    qemu_iovec_from_buf(guest, guest_offset, memory, length);
+}
+
+uint64_t fvd_host_now(void *host)
+{
+    return qemu_clock_get_ns(FVD_CLOCK);
+}
+
 void fvd_host_random(void *host, void *bytes, size_t length)
 {
     uint8_t *to = bytes;
@@ -444,6 +455,41 @@ static bool fvd_node_has_zero_init(void *host, enum fvd_file file)
     return false;
 }
 
+/* ----------------------------------------------------- tasks of their own */
+
+typedef struct FvdTask {
+    BlockDriverState *bs;
+    void (*run)(void *opaque);
+    void *opaque;
+} FvdTask;
+
+static void coroutine_fn fvd_task_entry(void *opaque)
+{
+    FvdTask *task = opaque;
+
+    WITH_GRAPH_RDLOCK_GUARD() {
+        task->run(task->opaque);
+    }
+    bdrv_dec_in_flight(task->bs);
+    g_free(task);
+}
+
+/*
+ * With the lock held, in any thread, in a coroutine or not. It counts as in
+ * flight from now on, so a drain that begins meanwhile waits for it.
+ */
+static void fvd_node_start_task(void *host, void (*run)(void *opaque),
+                                void *opaque)
+{
+    BDRVFvdState *s = host;
+    FvdTask *task = g_new(FvdTask, 1);
+
+    *task = (FvdTask) { .bs = s->bs, .run = run, .opaque = opaque };
+    bdrv_inc_in_flight(s->bs);
+    aio_co_schedule(bdrv_get_aio_context(s->bs),
+                    qemu_coroutine_create(fvd_task_entry, task));
+}
+
 /* ------------------------------------------------------------------ timers */
 
 static void coroutine_fn fvd_timer_entry(void *opaque)
@@ -456,6 +502,9 @@ static void coroutine_fn fvd_timer_entry(void *opaque)
     }
     bdrv_dec_in_flight(bs);
 }
+
+/* Far enough away, and no sum overflows. */
+#define FVD_LONGEST_DELAY (1000000LL * NANOSECONDS_PER_SECOND)
 
 static void fvd_timer_cb(void *opaque)
 {
@@ -479,12 +528,13 @@ static void fvd_timer_cb(void *opaque)
 
 /* With the lock held, in any thread. */
 static void fvd_node_arm_timer(void *host, enum fvd_timer which,
-                               uint64_t delay_ms)
+                               uint64_t delay_ns)
 {
     BDRVFvdState *s = host;
     FvdTimer *timer = &s->timers[which];
 
-    timer->deadline = qemu_clock_get_ns(FVD_CLOCK) + delay_ms * SCALE_MS;
+    timer->deadline = qemu_clock_get_ns(FVD_CLOCK) +
+                      MIN(delay_ns, FVD_LONGEST_DELAY);
     if (timer->timer && !s->quiesced) {
         timer_mod(timer->timer, timer->deadline);
     }
@@ -501,7 +551,7 @@ static void fvd_node_cancel_timer(void *host, enum fvd_timer which)
     }
 }
 
-void fvd_quiesce_timers(BDRVFvdState *s)
+static void fvd_stop_timers(BDRVFvdState *s)
 {
     QEMU_LOCK_GUARD(&s->tasks.lock);
 
@@ -513,8 +563,23 @@ void fvd_quiesce_timers(BDRVFvdState *s)
     }
 }
 
+void fvd_quiesce_host(BDRVFvdState *s)
+{
+    fvd_stop_timers(s);
+    if (s->image) {
+        fvd_quiesce(s->image, true);
+    }
+}
+
+void fvd_host_has_image(BDRVFvdState *s)
+{
+    if (s->quiesced) {
+        fvd_quiesce(s->image, true);
+    }
+}
+
 /* Deadlines are kept, so drained sections do not put off a commit for ever. */
-void fvd_resume_timers(BDRVFvdState *s)
+static void fvd_restart_timers(BDRVFvdState *s)
 {
     QEMU_LOCK_GUARD(&s->tasks.lock);
 
@@ -524,6 +589,14 @@ void fvd_resume_timers(BDRVFvdState *s)
         if (timer->timer && timer->deadline >= 0) {
             timer_mod(timer->timer, timer->deadline);
         }
+    }
+}
+
+void fvd_resume_host(BDRVFvdState *s)
+{
+    fvd_restart_timers(s);
+    if (s->image) {
+        fvd_quiesce(s->image, false);
     }
 }
 
@@ -576,6 +649,9 @@ void fvd_detach_timers(BDRVFvdState *s)
  *   HEADER_PRIMARY               l1_update
  *   HEADER_PRIMARY_FLUSH         l1_grow_activate_table
  *   OPEN_READ                    l2_load
+ *   FETCH_READ                   read_backing_aio
+ *   FETCH_STORE                  cor_write
+ *   FILLED                       none
  *
  * A guest flush also has flush_to_os, before anything else.
  */
@@ -600,6 +676,9 @@ static const struct FvdStep {
     [FVD_EVENT_HEADER_PRIMARY_FLUSH] = { "header-primary-flush",
                                          BLKDBG_L1_GROW_ACTIVATE_TABLE },
     [FVD_EVENT_OPEN_READ] = { "open-read", BLKDBG_L2_LOAD },
+    [FVD_EVENT_FETCH_READ] = { "fetch-read", BLKDBG_READ_BACKING_AIO },
+    [FVD_EVENT_FETCH_STORE] = { "fetch-store", BLKDBG_COR_WRITE },
+    [FVD_EVENT_FILLED] = { "filled", BLKDBG_NONE },
 };
 
 static void coroutine_fn GRAPH_RDLOCK
@@ -609,6 +688,9 @@ fvd_node_announce(void *host, enum fvd_event event)
     const struct FvdStep *step = &fvd_steps[event];
 
     trace_fvd_step(s->bs, step->name);
+    if (event == FVD_EVENT_FILLED) {
+        return; /* nothing is about to be done */
+    }
     BLKDBG_CO_EVENT(s->bs->file, step->event);
     if (event == FVD_EVENT_COW_WRITE) {
         BLKDBG_CO_EVENT(s->bs->file, BLKDBG_WRITE_AIO);
@@ -671,11 +753,14 @@ const struct fvd_host_ops fvd_node_ops = {
     .allocate = fvd_node_allocate,
     .release = fvd_host_release,
     .fill_guest_zero = fvd_host_fill_guest_zero,
+    .copy_to_guest = fvd_host_copy_to_guest,
     .lock = fvd_tasks_lock,
     .unlock = fvd_tasks_unlock,
     .current_task = fvd_tasks_current,
     .park = fvd_tasks_park,
     .wake = fvd_tasks_wake,
+    .start_task = fvd_node_start_task,
+    .now = fvd_host_now,
     .arm_timer = fvd_node_arm_timer,
     .cancel_timer = fvd_node_cancel_timer,
     .announce = fvd_node_announce,

@@ -441,6 +441,7 @@ fvd_do_open(BlockDriverState *bs, void *opaque)
     if (ret < 0) {
         return fvd_error_to_qemu(ret, &error, open->errp);
     }
+    fvd_host_has_image(s);
     fvd_get_info(s->image, info);
     trace_fvd_load(bs, info->virtual_size, info->base_size, info->block_size,
                    info->base_img, info->data_file);
@@ -467,6 +468,7 @@ fvd_do_open(BlockDriverState *bs, void *opaque)
             bdrv_graph_co_rdlock();
         }
         fvd_free(s->image);
+        s->image = NULL;
     }
     return ret;
 }
@@ -585,6 +587,10 @@ static int GRAPH_RDLOCK fvd_inactivate(BlockDriverState *bs)
         return 0;
     }
     bdrv_drained_begin(bs);
+    if (!s->handed_over) {
+        s->handed_over = true;
+        fvd_quiesce(s->image, true);
+    }
     ret = fvd_call(bs, fvd_do_restart, &restart);
     bdrv_drained_end(bs);
     if (ret < 0) {
@@ -596,12 +602,17 @@ static int GRAPH_RDLOCK fvd_inactivate(BlockDriverState *bs)
 static void coroutine_fn GRAPH_RDLOCK
 fvd_co_invalidate_cache(BlockDriverState *bs, Error **errp)
 {
+    BDRVFvdState *s = bs->opaque;
     FvdRestart restart = {
         .life = fvd_life_for_flags(bs->open_flags),
         .errp = errp,
     };
 
     fvd_do_restart(bs, &restart);
+    if (s->handed_over) {
+        s->handed_over = false;
+        fvd_quiesce(s->image, false);
+    }
 }
 
 static void fvd_attach_aio_context(BlockDriverState *bs,
@@ -621,12 +632,12 @@ static void fvd_detach_aio_context(BlockDriverState *bs)
  */
 static void fvd_drain_begin(BlockDriverState *bs)
 {
-    fvd_quiesce_timers(bs->opaque);
+    fvd_quiesce_host(bs->opaque);
 }
 
 static void fvd_drain_end(BlockDriverState *bs)
 {
-    fvd_resume_timers(bs->opaque);
+    fvd_resume_host(bs->opaque);
 }
 
 /* ---------------------------------------------------------- guest requests */

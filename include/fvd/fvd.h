@@ -59,12 +59,18 @@ enum fvd_event {
     FVD_EVENT_HEADER_COPY_FLUSH,
     FVD_EVENT_HEADER_PRIMARY,
     FVD_EVENT_HEADER_PRIMARY_FLUSH,
-    FVD_EVENT_OPEN_READ, /* metadata read at open */
+    FVD_EVENT_OPEN_READ,   /* metadata read at open */
+    FVD_EVENT_FETCH_READ,  /* copy-on-read and prefetch: reading blocks from the base */
+    FVD_EVENT_FETCH_STORE, /* storing them */
+    /* No step to come, but done: every block is here and the header says so durably. The base is
+     * not read any more until fvd_make_empty(), and may be detached. */
+    FVD_EVENT_FILLED,
     FVD_EVENT_COUNT,
 };
 
 enum fvd_timer {
-    FVD_TIMER_COMMIT, /* background commit */
+    FVD_TIMER_COMMIT,   /* background commit */
+    FVD_TIMER_PREFETCH, /* the next look at what may be fetched or stored */
     FVD_TIMER_COUNT,
 };
 
@@ -105,6 +111,8 @@ struct fvd_host_ops {
     void (*release)(void* host, void* memory);
     /* A buffer of zeros, so that slices of it can stand for zero data. */
     void (*fill_guest_zero)(void* host, void* guest, uint64_t guest_offset, uint64_t length);
+    void (*copy_to_guest)(void* host, void* guest, uint64_t guest_offset, const void* memory,
+                          uint64_t length);
 
     /* One mutex an image, for short sections that never perform I/O. */
     void (*lock)(void* host);
@@ -117,9 +125,17 @@ struct fvd_host_ops {
     /* With the mutex held. */
     void (*wake)(void* host, void* task);
 
-    /* After delay_ms the adapter runs fvd_timer_expired() in a new task. Arming an armed timer
-     * moves it. Called with the mutex held. */
-    void (*arm_timer)(void* host, enum fvd_timer timer, uint64_t delay_ms);
+    /* Run run(opaque) in a task of its own, later, never inside this call. Called with the mutex
+     * held, from any task or from none. Whoever waits for the image to be quiet (a drain) waits for
+     * it. */
+    void (*start_task)(void* host, void (*run)(void* opaque), void* opaque);
+
+    /* Nanoseconds of a monotonic clock. Called with the mutex held or not. */
+    uint64_t (*now)(void* host);
+    /* After delay_ns the adapter runs fvd_timer_expired() in a new task; with 0 as well, and not
+     * before the caller suspends or ends. Arming an armed timer moves it. Called with the mutex
+     * held, from any task or from none. */
+    void (*arm_timer)(void* host, enum fvd_timer timer, uint64_t delay_ns);
     void (*cancel_timer)(void* host, enum fvd_timer timer);
 
     void (*announce)(void* host, enum fvd_event event);
@@ -248,6 +264,133 @@ int fvd_stop(fvd_image* image);
 /* Release memory. Writes nothing: call fvd_stop() first. NULL is allowed. */
 void fvd_free(fvd_image* image);
 
+/* ------------------------------------------------------------------ filling */
+
+enum fvd_switch {
+    FVD_AUTO, /* what the header says */
+    FVD_OFF,
+    FVD_ON,
+};
+
+/* A number that was not given. */
+#define FVD_UNSET INT64_MIN
+
+/* How an image fills itself from its base: fields are named as their options, and
+ * fvd_fill_parameters() has their units and ranges. */
+struct fvd_fill {
+    enum fvd_switch copy_on_read; /* keep what the guest reads from the base */
+    /* FVD_AUTO: prefetch_start_delay decides; FVD_ON: a negative delay counts as 0. */
+    enum fvd_switch prefetch;
+    int64_t max_outstanding_copy_on_read_data;
+    int64_t prefetch_start_delay;
+    int64_t num_prefetch_slots;
+    int64_t bytes_per_prefetch;
+    int64_t prefetch_min_read_throughput;
+    int64_t prefetch_max_read_throughput;
+    int64_t prefetch_min_write_throughput;
+    int64_t prefetch_max_write_throughput;
+    int64_t prefetch_throttle_time;
+    int64_t prefetch_read_throughput_measure_time;
+    int64_t prefetch_write_throughput_measure_time;
+    int64_t prefetch_max_in_flight;
+    int64_t prefetch_guest_idle_time;
+    int64_t prefetch_guest_slowdown;
+    int64_t prefetch_retry_min_time;
+    int64_t prefetch_retry_max_time;
+};
+
+struct fvd_fill_parameter {
+    const char* name; /* of the field and of the option: "bytes_per_prefetch" */
+    const char* unit;
+    const char* what; /* for people */
+    int64_t standard; /* what 0 stands for, where min is larger than 0 */
+    int64_t min, max; /* 0 is legal as well */
+    size_t offset;    /* in struct fvd_fill */
+    bool in_header;   /* else it can be given at run time only */
+};
+
+/* One for each number of struct fvd_fill, in its order. */
+const struct fvd_fill_parameter* fvd_fill_parameters(size_t* count);
+
+/* Nothing is given. */
+void fvd_fill_init(struct fvd_fill* fill);
+
+/* Options of this process, at any time after fvd_load(), requests in flight or not; what is not
+ * given is as the header says. They outlive fvd_stop(). -EINVAL for a number out of range. Does not
+ * suspend. */
+int fvd_set_fill(fvd_image* image, const struct fvd_fill* fill, struct fvd_error* error);
+
+/* What is in force (resolved: no number is unset or 0 for a standard value), or with in_header what
+ * the header says, as it says it. Does not suspend. */
+void fvd_get_fill(fvd_image* image, bool in_header, struct fvd_fill* fill);
+
+/* Change what the header says, durably; what is not given stays. The image was started writable;
+ * requests may be in flight. -EINVAL for a number out of range, -ENOTSUP for one that the header
+ * has no field for. May suspend. */
+int fvd_amend(fvd_image* image, const struct fvd_fill* fill, struct fvd_error* error);
+
+/* A person wants prefetch to stop for a while; outlives fvd_stop(). Does not suspend. */
+void fvd_prefetch_pause(fvd_image* image, bool paused);
+
+/* With true nothing new is begun in the background and nothing is kept that the guest reads from
+ * the base, until the same number of calls with false. Does not wait: what is under way ends in
+ * tasks. For drained sections, and for an image that another process is about to take over. Counted
+ * from fvd_load() on. Does not suspend. */
+void fvd_quiesce(fvd_image* image, bool quiesce);
+
+/* Why prefetch begins no request now. */
+enum fvd_hold {
+    FVD_HOLD_NONE,
+    FVD_HOLD_FINISHED,      /* everything is here */
+    FVD_HOLD_OFF,           /* nobody asked for it, or the image cannot (read-only, failed) */
+    FVD_HOLD_PAUSED,        /* fvd_prefetch_pause() */
+    FVD_HOLD_START_DELAY,   /* prefetch_start_delay has not passed */
+    FVD_HOLD_BASE_ERROR,    /* backing off after an error of the base */
+    FVD_HOLD_STORE_ERROR,   /* backing off after an error of the image */
+    FVD_HOLD_BELOW_MINIMUM, /* a random pause after too low a throughput */
+    FVD_HOLD_STORING,       /* the image takes data slower than the base gives it */
+    FVD_HOLD_RATE_LIMIT,    /* prefetch_max_read_throughput */
+    FVD_HOLD_GUEST_ACTIVE,  /* the guest reads from the base */
+    FVD_HOLD_PIPE_FULL,     /* more in flight would only wait */
+    FVD_HOLD_COUNT,
+};
+/* A word for people: "guest-active". */
+const char* fvd_hold_name(enum fvd_hold hold);
+
+/* Counters begin at fvd_start(). */
+struct fvd_progress {
+    uint64_t blocks, blocks_here; /* of block_size bytes; 0 where no base is needed */
+    uint64_t block_size;
+    bool copy_on_read, prefetch, paused; /* in force */
+    bool filled;                         /* everything is here, and the header says so */
+    enum fvd_hold hold;
+    uint64_t hold_ends; /* in so many ns; UINT64_MAX: at an event */
+
+    /* Bytes of the base. */
+    uint64_t bytes_guest;        /* read for the guest, not kept; edges of first writes, too */
+    uint64_t bytes_copy_on_read; /* read for the guest, to be kept */
+    uint64_t bytes_prefetch;     /* read ahead of the guest */
+    uint64_t bytes_zero;         /* known to be zeros, not read */
+    uint64_t bytes_shared;       /* given to the guest from memory, fetched by somebody else */
+    uint64_t bytes_stored;       /* kept, those of bytes_zero included */
+    uint64_t bytes_dropped;      /* fetched in vain: the guest wrote first, or storing failed */
+    uint64_t memory;             /* held now for data on its way into the image */
+
+    uint64_t base_errors, store_errors; /* of prefetch and copy-on-read */
+    uint64_t holds[FVD_HOLD_COUNT];     /* how often */
+    uint64_t held_ns[FVD_HOLD_COUNT];   /* and how long */
+
+    uint64_t rate;            /* bytes/s of prefetch, smoothed over seconds */
+    uint64_t base_rate;       /* bytes/s the base was seen to give */
+    uint64_t base_latency_ns; /* unloaded; 0: not known */
+    uint64_t window;          /* bytes that may be in flight while the guest is idle */
+    uint64_t in_flight;       /* bytes of prefetch at the base */
+    uint32_t share_percent;   /* of the base's rate, that is used while the guest reads */
+    uint64_t ends_in_s;       /* an estimate; UINT64_MAX: not known */
+};
+/* Does not suspend. */
+void fvd_get_progress(fvd_image* image, struct fvd_progress* progress);
+
 /* Called by the adapter in a new task when a timer fired. May suspend. */
 void fvd_timer_expired(fvd_image* image, enum fvd_timer timer);
 /* Commit what is pending, e.g. when a drain begins. May suspend; requests may be in flight. */
@@ -267,6 +410,7 @@ struct fvd_create_options {
     enum fvd_preallocation preallocation;
     bool compact_image; /* storage is allocated chunk by chunk, through a table */
     uint64_t chunk_size, storage_grow_unit; /* 0: default; of compact images only */
+    const struct fvd_fill* fill; /* for the header; NULL: neither copy-on-read nor prefetch */
 };
 
 /* Write an empty image to FVD_FILE_IMAGE (and size FVD_FILE_DATA). May suspend. */

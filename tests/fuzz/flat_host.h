@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <utility>
 #include <vector>
 
@@ -62,7 +63,10 @@ class FlatHost final : public Host {
     uint64_t writes = 0;
     uint64_t warnings = 0;
     uint64_t failures = 0;
-    bool timer_armed = false;
+    bool timer_armed = false; /* of commits */
+    bool prefetch_armed = false;
+    uint64_t clock = 1'000'000'000;
+    std::deque<std::pair<Task, void*>> tasks;
 
     FlatFile& file(File which) {
         return files[which == FVD_FILE_DATA && !separate_data ? FVD_FILE_IMAGE : which];
@@ -71,7 +75,8 @@ class FlatHost final : public Host {
         fail_call = -1;
         fail_on = false;
         calls = writes = warnings = failures = 0;
-        read_only = timer_armed = locked_ = false;
+        read_only = timer_armed = prefetch_armed = locked_ = false;
+        FUZZ_CHECK(tasks.empty());
         zero_in_place = zero_init = true;
         FUZZ_CHECK(memory_ == 0); /* nothing leaked */
     }
@@ -180,6 +185,9 @@ class FlatHost final : public Host {
     void fill_guest_zero(void* guest, uint64_t offset, uint64_t length) override {
         std::memset(static_cast<std::byte*>(guest) + offset, 0, length);
     }
+    void copy_to_guest(void* guest, uint64_t offset, ConstBytes from) override {
+        std::memcpy(static_cast<std::byte*>(guest) + offset, from.data(), from.size());
+    }
 
     void lock() override {
         FUZZ_CHECK(!locked_);
@@ -190,10 +198,30 @@ class FlatHost final : public Host {
         locked_ = false;
     }
     void* current_task() override { return this; }
-    void park() override { broken("one task has nobody to wait for", __FILE__, __LINE__); }
-    void wake(void*) override { broken("one task has nobody to wake", __FILE__, __LINE__); }
-    void arm_timer(Timer, uint64_t) override { timer_armed = true; }
-    void cancel_timer(Timer) override { timer_armed = false; }
+    /* Whoever waits here waits for a task that was started; they run one at a time, to the end. */
+    void park() override {
+        unlock();
+        woken_ = false;
+        while (!woken_) {
+            FUZZ_CHECK(!tasks.empty());
+            run_task();
+        }
+        lock();
+    }
+    void wake(void*) override { woken_ = true; }
+    void start_task(Task run, void* opaque) override { tasks.emplace_back(run, opaque); }
+    uint64_t now() override { return clock += 1000; }
+    void arm_timer(Timer timer, uint64_t) override {
+        timer == FVD_TIMER_COMMIT ? timer_armed = true : prefetch_armed = true;
+    }
+    void cancel_timer(Timer timer) override {
+        timer == FVD_TIMER_COMMIT ? timer_armed = false : prefetch_armed = false;
+    }
+    void run_task() {
+        const auto [run, opaque] = tasks.front();
+        tasks.pop_front();
+        run(opaque);
+    }
     void announce(Event) override {}
     void warn(const char* sentence) override {
         FUZZ_CHECK(sentence[0] != '\0');
@@ -251,6 +279,7 @@ class FlatHost final : public Host {
     uint64_t memory_ = 0;
     uint64_t* pooled_ = nullptr;
     bool locked_ = false;
+    bool woken_ = false;
 };
 
 }  // namespace fvd::fuzz

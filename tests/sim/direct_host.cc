@@ -137,6 +137,16 @@ void DirectHost::fill_guest_zero(void* guest, uint64_t guest_offset, uint64_t le
     std::fill(bytes.begin(), bytes.end(), std::byte{0});
 }
 
+void DirectHost::copy_to_guest(void* guest, uint64_t guest_offset, ConstBytes from) {
+    const Slice slice = guest_slice(guest, guest_offset, from.size());
+    std::memcpy(slice_bytes(slice).data(), from.data(), from.size());
+}
+
+/* An image that was not asked to fill itself does nothing in the background. */
+void DirectHost::start_task(Task, void*) {
+    misbehaviour_ = "started a task nobody asked for";
+}
+
 void DirectHost::park() {
     if (!woken_) {
         /* Nobody else runs here: this sleep would last for ever. */

@@ -45,11 +45,14 @@ class DirectHost : public Host {
     void* allocate(size_t size) override;
     void release(void* memory) override;
     void fill_guest_zero(void* guest, uint64_t guest_offset, uint64_t length) override;
+    void copy_to_guest(void* guest, uint64_t guest_offset, ConstBytes from) override;
     void lock() override {}
     void unlock() override {}
     void* current_task() override { return this; }
     void park() override;
     void wake(void*) override { woken_ = true; }
+    void start_task(Task, void*) override;
+    uint64_t now() override { return 1; }
     void arm_timer(Timer, uint64_t) override {}
     void cancel_timer(Timer) override {}
     void announce(Event) override {}

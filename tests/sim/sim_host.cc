@@ -319,6 +319,11 @@ void SimHost::fill_guest_zero(void* guest, uint64_t guest_offset, uint64_t lengt
     std::fill(bytes.begin(), bytes.end(), std::byte{0});
 }
 
+void SimHost::copy_to_guest(void* guest, uint64_t guest_offset, ConstBytes from) {
+    const MutableBytes bytes = slice_bytes(guest_slice(guest, guest_offset, from.size()));
+    std::copy(from.begin(), from.end(), bytes.begin());
+}
+
 void SimHost::lock() {
     FVD_ASSERT(!locked_);
     locked_ = true;
@@ -349,8 +354,14 @@ void SimHost::wake(void* task) {
     fiber->make_ready();
 }
 
-void SimHost::arm_timer(Timer timer, uint64_t delay_ms) {
-    deadline[timer] = now_ms + delay_ms;
+void SimHost::start_task(Task run, void* opaque) {
+    FVD_ASSERT(locked_);
+    observer_.task_started([run, opaque] { run(opaque); });
+}
+
+void SimHost::arm_timer(Timer timer, uint64_t delay_ns) {
+    FVD_ASSERT(locked_);
+    deadline[timer] = delay_ns > UINT64_MAX - now_ns ? UINT64_MAX : now_ns + delay_ns;
 }
 
 void SimHost::cancel_timer(Timer timer) {

@@ -5,6 +5,7 @@
  * the world decides which I/O completes next, and whether it fails.
  */
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -60,6 +61,7 @@ class HostObserver {
     virtual void write_entered() = 0;
     virtual void flush_completes(File file) = 0; /* just before things become durable */
     virtual void flush_failed(File file, Fiber* who) = 0;
+    virtual void task_started(std::function<void()> body) = 0;
     virtual void host_broken(const char* promise, const std::string& text) = 0;
     virtual void event(const std::string& text) = 0;
     virtual bool logging() const = 0;
@@ -96,8 +98,8 @@ class SimHost final : public Host {
     uint64_t calls() const { return calls_; }
     uint64_t faults_hit() const { return faults_hit_; }
     uint64_t allocated() const { return allocated_; }
-    uint64_t now_ms = 0;
-    uint64_t deadline[FVD_TIMER_COUNT] = {}; /* 0: not armed */
+    uint64_t now_ns = 1;
+    uint64_t deadline[FVD_TIMER_COUNT] = {}; /* ns; 0: not armed */
     bool discards = true;
     bool zeroes = true;
 
@@ -113,12 +115,15 @@ class SimHost final : public Host {
     void* allocate(size_t size) override;
     void release(void* memory) override;
     void fill_guest_zero(void* guest, uint64_t guest_offset, uint64_t length) override;
+    void copy_to_guest(void* guest, uint64_t guest_offset, ConstBytes from) override;
     void lock() override;
     void unlock() override;
     void* current_task() override { return Fiber::current(); }
     void park() override;
     void wake(void* task) override;
-    void arm_timer(Timer timer, uint64_t delay_ms) override;
+    void start_task(Task run, void* opaque) override;
+    uint64_t now() override { return now_ns; }
+    void arm_timer(Timer timer, uint64_t delay_ns) override;
     void cancel_timer(Timer timer) override;
     void announce(Event) override {}
     void warn(const char* sentence) override;

@@ -146,7 +146,7 @@ bool World::issue_next() {
 
 void World::fire_timers() {
     for (unsigned t = 0; t < FVD_TIMER_COUNT; t++) {
-        const bool due = host_.deadline[t] != 0 && host_.deadline[t] <= host_.now_ms;
+        const bool due = host_.deadline[t] != 0 && host_.deadline[t] <= host_.now_ns;
         /* Timers may be late, and never fire while the image is being opened or closed. */
         if (due && !quiet_running_ && !alone_ && image_ != nullptr && rng_.chance(30)) {
             host_.deadline[t] = 0;
@@ -164,7 +164,7 @@ void World::fire_timers() {
 
 /* One thing happens. False when nothing is left to do. */
 bool World::step() {
-    host_.now_ms += rng_.below(3);
+    host_.now_ns += rng_.below(3) * 1'000'000;
     fire_timers();
     size_t ready[64];
     size_t ready_count = 0;
@@ -285,6 +285,14 @@ void World::flush_failed(File, Fiber* who) {
     flush_failures_++;
     reference_.cache_was_lost(Fiber::moment());
     event("a flush failed and the cache is lost");
+}
+
+void World::task_started(std::function<void()> body) {
+    background_++;
+    spawn([this, run = std::move(body)] {
+        run();
+        background_--;
+    });
 }
 
 void World::host_broken(const char* promise, const std::string& text) {

@@ -69,7 +69,7 @@ class World final : public HostObserver {
     const std::vector<std::byte>& base() const { return base_; }
     /** After run(): what is on the disks. */
     void leave_medium(Medium& medium) const { medium.load(image_disk_, data_disk_); }
-    void advance_clock(uint64_t ms) { host_.now_ms += ms; }
+    void advance_clock(uint64_t ms) { host_.now_ns += ms * 1'000'000; }
     void finished(const Op& op, const std::string& outcome);
 
     void event(const std::string& text) override;
@@ -80,6 +80,7 @@ class World final : public HostObserver {
     void write_entered() override { pending_changed_ = true; }
     void flush_completes(File file) override;
     void flush_failed(File file, Fiber* who) override;
+    void task_started(std::function<void()> body) override;
     void host_broken(const char* promise, const std::string& text) override;
 
     void create();
@@ -107,7 +108,7 @@ class World final : public HostObserver {
     void drain();
     void last_look();
     void last_flush();
-    unsigned long long clock() const { return host_.now_ms; }
+    unsigned long long clock() const { return host_.now_ns / 1'000'000; }
 
     const History& history_;
     CrashExplorer& explorer_;
@@ -124,7 +125,7 @@ class World final : public HostObserver {
     std::optional<Violation> violation_;
     size_t next_op_ = 0;
     uint32_t in_flight_ = 0;
-    uint32_t background_ = 0;    /* timer fibers */
+    uint32_t background_ = 0;    /* fibers of timers, and tasks that the core started */
     bool quiet_running_ = false; /* an operation that wants to be alone */
     bool alone_ = false;         /* the world itself does something; nothing is issued */
     bool powered_ = true;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "thread_host.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
@@ -9,18 +10,23 @@ namespace fvd::threads {
 
 namespace {
 
-struct Task {
+struct Sleeper {
     std::condition_variable changed;
     bool woken = false; /* guarded by the host's mutex */
 };
 
-thread_local Task this_task;
+thread_local Sleeper this_task;
 thread_local bool holds_mutex = false;
 
 Random& thread_random() {
     static std::atomic<uint64_t> next_seed{1};
     thread_local Random random(next_seed.fetch_add(1, std::memory_order_relaxed));
     return random;
+}
+
+bool sooner(const std::optional<std::chrono::steady_clock::time_point>& a,
+            const std::optional<std::chrono::steady_clock::time_point>& b) {
+    return a && (!b || *a < *b);
 }
 
 std::byte* address(const Slice& slice) {
@@ -101,12 +107,12 @@ void ThreadHost::attach(Image* image) {
 }
 
 void ThreadHost::quiesce() {
-    std::vector<std::thread> ended;
+    std::list<std::thread> ended;
     {
         std::unique_lock guard(mutex_);
         paused_ = true;
         task_ended_.wait(guard, [this] { return running_ == 0; });
-        ended.swap(tasks_);
+        ended.swap(ended_);
     }
     for (std::thread& task : ended) {
         task.join();
@@ -217,6 +223,10 @@ void ThreadHost::fill_guest_zero(void* guest, uint64_t guest_offset, uint64_t le
     std::memset(static_cast<std::byte*>(guest) + guest_offset, 0, length);
 }
 
+void ThreadHost::copy_to_guest(void* guest, uint64_t guest_offset, ConstBytes from) {
+    std::memcpy(static_cast<std::byte*>(guest) + guest_offset, from.data(), from.size());
+}
+
 /* ------------------------------------------------------------------------------- tasks */
 
 void ThreadHost::lock() {
@@ -255,51 +265,71 @@ void ThreadHost::park() {
 
 void ThreadHost::wake(void* task) {
     FVD_ASSERT(holds_mutex);
-    auto* sleeper = static_cast<Task*>(task);
+    auto* sleeper = static_cast<Sleeper*>(task);
     sleeper->woken = true;
     sleeper->changed.notify_one();
 }
 
 /* ------------------------------------------------------------------------------- timers */
 
-void ThreadHost::arm_timer(Timer, uint64_t delay_ms) {
+void ThreadHost::arm_timer(Timer timer, uint64_t delay_ns) {
     FVD_ASSERT(holds_mutex);
-    deadline_ = Clock::now() + std::chrono::microseconds(delay_ms * 1000 / options_.timer_divisor);
+    deadlines_[timer] = Clock::now() + std::chrono::nanoseconds(delay_ns / options_.timer_divisor);
     timer_changed_.notify_all();
 }
 
-void ThreadHost::cancel_timer(Timer) {
+void ThreadHost::cancel_timer(Timer timer) {
     FVD_ASSERT(holds_mutex);
-    deadline_.reset();
+    deadlines_[timer].reset();
 }
 
 void ThreadHost::run_timers() {
     std::unique_lock guard(mutex_);
     while (!ending_) {
-        if (paused_ || !deadline_) {
+        const auto next = std::min_element(deadlines_.begin(), deadlines_.end(), sooner);
+        if (paused_ || !*next) {
             timer_changed_.wait(guard);
-        } else if (Clock::now() < *deadline_) {
-            timer_changed_.wait_until(guard, Clock::time_point(*deadline_));
+        } else if (Clock::now() < **next) {
+            timer_changed_.wait_until(guard, Clock::time_point(**next));
         } else {
-            fire(guard);
+            fire(static_cast<Timer>(next - deadlines_.begin()));
         }
     }
 }
 
 /* A new task, as the contract says; the timer may fire again before this one has ended. */
-void ThreadHost::fire(std::unique_lock<std::mutex>&) {
-    deadline_.reset();
-    running_++;
+void ThreadHost::fire(Timer timer) {
+    deadlines_[timer].reset();
     fired_.fetch_add(1, std::memory_order_relaxed);
-    Image* const subject = subject_;
-    tasks_.emplace_back([this, subject] {
-        if (subject != nullptr) {
-            subject->timer_expired(FVD_TIMER_COMMIT);
-        }
+    if (Image* const subject = subject_; subject != nullptr) {
+        spawn([subject, timer] { subject->timer_expired(timer); });
+    }
+}
+
+/* With the mutex held. */
+void ThreadHost::spawn(std::function<void()> body) {
+    for (std::thread& task : ended_) {
+        task.join();
+    }
+    ended_.clear();
+    running_++;
+    const auto task = tasks_.emplace(tasks_.end());
+    *task = std::thread([this, task, run = std::move(body)] {
+        run();
         const std::lock_guard guard(mutex_);
         running_--;
+        ended_.splice(ended_.end(), tasks_, task);
         task_ended_.notify_all();
     });
+}
+
+void ThreadHost::start_task(Task run, void* opaque) {
+    FVD_ASSERT(holds_mutex);
+    spawn([run, opaque] { run(opaque); });
+}
+
+uint64_t ThreadHost::now() {
+    return static_cast<uint64_t>(Clock::now().time_since_epoch() / std::chrono::nanoseconds(1));
 }
 
 void ThreadHost::warn(const char* sentence) {

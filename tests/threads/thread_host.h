@@ -8,9 +8,12 @@
  * order.
  */
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <functional>
+#include <list>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -80,12 +83,15 @@ class ThreadHost final : public Host {
     void* allocate(size_t size) override;
     void release(void* memory) override;
     void fill_guest_zero(void* guest, uint64_t guest_offset, uint64_t length) override;
+    void copy_to_guest(void* guest, uint64_t guest_offset, ConstBytes from) override;
     void lock() override;
     void unlock() override;
     void* current_task() override;
     void park() override;
     void wake(void* task) override;
-    void arm_timer(Timer timer, uint64_t delay_ms) override;
+    void start_task(Task run, void* opaque) override;
+    uint64_t now() override;
+    void arm_timer(Timer timer, uint64_t delay_ns) override;
     void cancel_timer(Timer timer) override;
     void announce(Event) override {}
     void warn(const char* sentence) override;
@@ -96,7 +102,8 @@ class ThreadHost final : public Host {
 
     void dawdle();
     void run_timers();
-    void fire(std::unique_lock<std::mutex>& guard);
+    void fire(Timer timer);
+    void spawn(std::function<void()> body);
 
     MemoryFile image_;
     MemoryFile base_;
@@ -108,12 +115,13 @@ class ThreadHost final : public Host {
     std::mutex mutex_; /* the core's; guards everything below too */
     std::condition_variable timer_changed_;
     std::condition_variable task_ended_;
-    std::optional<Clock::time_point> deadline_;
+    std::array<std::optional<Clock::time_point>, FVD_TIMER_COUNT> deadlines_;
     Image* subject_ = nullptr;
     bool paused_ = false;
     bool ending_ = false;
-    size_t running_ = 0; /* tasks of timers */
-    std::vector<std::thread> tasks_;
+    size_t running_ = 0; /* tasks of timers, and those that the core started */
+    std::list<std::thread> tasks_;
+    std::list<std::thread> ended_; /* to be joined */
     std::thread timer_thread_;
 };
 

@@ -34,7 +34,7 @@ namespace fvd {
 class Committer {
   public:
     /** Changes are committed in the background at the latest so long after the write. */
-    static constexpr uint64_t kCommitPeriodMs = 5000;
+    static constexpr uint64_t kCommitPeriodNs = 5'000'000'000;
 
     Committer(Host& host, Header& header, ChunkAllocator& slots)
         : host_(host), header_(header), slots_(slots) {}

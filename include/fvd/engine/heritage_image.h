@@ -44,6 +44,7 @@ class HeritageImage {
     bool needs_base() const;
     bool is_clean() const { return header_.clean_shutdown; }
     void describe(fvd_info* info) const;
+    void progress(fvd_progress* progress) const;
 
   private:
     template <typename Visit>

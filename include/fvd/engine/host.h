@@ -47,6 +47,7 @@ class Host {
     virtual void* allocate(size_t size) = 0;
     virtual void release(void* memory) = 0;
     virtual void fill_guest_zero(void* guest, uint64_t guest_offset, uint64_t length) = 0;
+    virtual void copy_to_guest(void* guest, uint64_t guest_offset, ConstBytes from) = 0;
 
     virtual void lock() = 0;
     virtual void unlock() = 0;
@@ -54,7 +55,11 @@ class Host {
     virtual void park() = 0;
     virtual void wake(void* task) = 0;
 
-    virtual void arm_timer(Timer timer, uint64_t delay_ms) = 0;
+    using Task = void (*)(void* opaque);
+    virtual void start_task(Task run, void* opaque) = 0;
+
+    virtual uint64_t now() = 0;
+    virtual void arm_timer(Timer timer, uint64_t delay_ns) = 0;
     virtual void cancel_timer(Timer timer) = 0;
 
     virtual void announce(Event event) = 0;

@@ -13,6 +13,7 @@
 
 #include "fvd/engine/chunk_allocator.h"
 #include "fvd/engine/committer.h"
+#include "fvd/engine/fill_options.h"
 #include "fvd/engine/host.h"
 #include "fvd/engine/range_lock.h"
 #include "fvd/format/block_bitmap.h"
@@ -85,6 +86,14 @@ class Image {
     bool needs_base() const;
     bool is_clean() const;
     void describe(fvd_info* info) const;
+
+    /* Filling from the base; fvd.h tells what each does. None but amend() suspends. */
+    Error set_fill(const fvd_fill& options);
+    fvd_fill fill(bool in_header) const;
+    Error amend(const fvd_fill& fill);
+    void pause_prefetch(bool paused);
+    void quiesce(bool quiesce);
+    void progress(fvd_progress* progress) const;
 
   private:
     /* Blocks whose place the bitmap decides: none past base_size, none without a bitmap. */
@@ -176,6 +185,10 @@ class Image {
     std::atomic<uint64_t> tracked_size_{0}; /* bytes of the disk that the bitmap decides about */
     bool started_ = false;
     bool writable_ = false;
+    /* Of this process; guarded by the host's mutex. */
+    fvd_fill fill_options_ = empty_fill();
+    bool prefetch_paused_ = false;
+    unsigned quiesced_ = 0;
 };
 
 }  // namespace fvd

@@ -6,6 +6,7 @@
  * FVD specification of 2011 has are kept.
  */
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 
@@ -38,6 +39,7 @@ struct PaceParameter {
     const char* name;
     const char* unit;
     int64_t PaceParameters::*field;
+    size_t option;    /* its offset in struct fvd_fill */
     int64_t standard; /* what 0 stands for; the start delay has no such zero */
     int64_t min;
     int64_t max;

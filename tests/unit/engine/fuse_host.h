@@ -38,11 +38,16 @@ class FuseHost final : public Host {
     void fill_guest_zero(void* g, uint64_t o, uint64_t length) override {
         inner_.fill_guest_zero(g, o, length);
     }
+    void copy_to_guest(void* g, uint64_t o, ConstBytes from) override {
+        inner_.copy_to_guest(g, o, from);
+    }
     void lock() override { inner_.lock(); }
     void unlock() override { inner_.unlock(); }
     void* current_task() override { return inner_.current_task(); }
     void park() override { inner_.park(); }
     void wake(void* task) override { inner_.wake(task); }
+    void start_task(Task run, void* opaque) override { inner_.start_task(run, opaque); }
+    uint64_t now() override { return inner_.now(); }
     void arm_timer(Timer timer, uint64_t delay) override { inner_.arm_timer(timer, delay); }
     void cancel_timer(Timer timer) override { inner_.cancel_timer(timer); }
     void announce(Event event) override { inner_.announce(event); }

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <map>
 #include <string>
 #include <vector>
@@ -31,9 +32,13 @@ class MemoryHost final : public Host {
     int64_t allocations = 0;
     int64_t fail_allocation = -1; /* index of the allocation that fails */
     int64_t live = 0;
-    bool timer_armed = false;
+    bool timer_armed = false; /* of commits */
+    uint64_t clock = 1'000'000'000;
+    uint64_t prefetch_at = 0; /* when its timer fires; 0: not armed */
+    std::deque<std::pair<Task, void*>> tasks;
     bool zero_init = true;
     bool locked = false;
+    bool woken = false;
     int locks = 0;
 
     std::vector<std::byte>& bytes(File file) {
@@ -119,6 +124,9 @@ class MemoryHost final : public Host {
     void fill_guest_zero(void* guest, uint64_t offset, uint64_t length) override {
         std::memset(static_cast<std::byte*>(guest) + offset, 0, length);
     }
+    void copy_to_guest(void* guest, uint64_t offset, ConstBytes from) override {
+        std::memcpy(static_cast<std::byte*>(guest) + offset, from.data(), from.size());
+    }
 
     void lock() override {
         FVD_ASSERT(!locked);
@@ -130,10 +138,35 @@ class MemoryHost final : public Host {
         locked = false;
     }
     void* current_task() override { return this; }
-    void park() override { FVD_ASSERT(false && "one task has nobody to wait for"); }
-    void wake(void*) override { FVD_ASSERT(false && "one task has nobody to wake"); }
-    void arm_timer(Timer, uint64_t) override { timer_armed = true; }
-    void cancel_timer(Timer) override { timer_armed = false; }
+    /* Whoever waits here waits for a task that was started; they run one at a time, to the end. */
+    void park() override {
+        unlock();
+        woken = false;
+        while (!woken) {
+            FVD_ASSERT(!tasks.empty() && "nobody is left to wait for");
+            run_task();
+        }
+        lock();
+    }
+    void wake(void*) override { woken = true; }
+    void start_task(Task run, void* opaque) override { tasks.emplace_back(run, opaque); }
+    uint64_t now() override { return clock; }
+    void arm_timer(Timer timer, uint64_t delay) override {
+        timer == FVD_TIMER_COMMIT ? void(timer_armed = true) : void(prefetch_at = clock + delay);
+    }
+    void cancel_timer(Timer timer) override {
+        timer == FVD_TIMER_COMMIT ? void(timer_armed = false) : void(prefetch_at = 0);
+    }
+    void run_task() {
+        const auto [run, opaque] = tasks.front();
+        tasks.pop_front();
+        run(opaque);
+    }
+    void run_tasks() {
+        while (!tasks.empty()) {
+            run_task();
+        }
+    }
     void announce(Event) override {}
     void warn(const char* sentence) override { warnings.emplace_back(sentence); }
     void random(MutableBytes to) override { std::memset(to.data(), 0x5C, to.size()); }
