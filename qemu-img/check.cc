@@ -370,7 +370,8 @@ Error Checker::judge_slots() {
         return error;
     }
     const uint64_t leftover = excuse_leftover(table_.leftover);
-    table_ = judge_table(target_.table, SlotJudge(taken, slots_inside(header, data_length_)));
+    table_ = judge_table(target_.table, SlotJudge(taken, slots_inside(header, data_length_),
+                                                  header.reserved_slots()));
     table_.leftover = leftover;
     audit_table(table_, findings_);
     result_.chunks = header.chunk_count();

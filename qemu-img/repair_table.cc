@@ -83,7 +83,11 @@ void TableRepair::set_entry(ChunkIndex chunk, uint32_t entry) {
 }
 
 void TableRepair::forget_lost_chunks() {
-    SlotJudge judge(taken_, inside_);
+    for (const ReservedSlots::Range& range : header_.reserved_slots().ranges) {
+        const uint64_t slots = taken_.bits();
+        taken_.set(std::min(range.begin, slots), std::min(range.end, slots));
+    }
+    SlotJudge judge(taken_, inside_, header_.reserved_slots());
     for (ChunkIndex chunk(0); chunk.value < target_.table.chunks(); ++chunk) {
         const EntryState state = judge.judge(target_.table.entry(chunk));
         if (state == EntryState::impossible || state == EntryState::past_end) {
@@ -94,7 +98,7 @@ void TableRepair::forget_lost_chunks() {
 
 /** There are as many slots as chunks, so a chunk that shares one leaves another without a chunk. */
 Status TableRepair::separate_chunks() {
-    SlotJudge judge(seen_, inside_);
+    SlotJudge judge(seen_, inside_, header_.reserved_slots());
     for (ChunkIndex chunk(0); chunk.value < target_.table.chunks(); ++chunk) {
         if (judge.judge(target_.table.entry(chunk)) == EntryState::shared) {
             if (Status status = move(chunk); !status.ok()) {

@@ -39,18 +39,41 @@ void Committer::set_mark(bool clean) {
 /* The mark goes away, and a new epoch voids whatever the ring holds, before the first record.
  * Changes that only the ring of the old epoch knows must be at home before that. */
 Status Committer::begin_session() {
-    Status status = checkpoint();
-    if (!status.ok()) {
-        return status;
-    }
+    const Status status = checkpoint();
+    return status.ok() ? start_epoch() : status;
+}
+
+Status Committer::start_epoch() {
+    session_open_ = false; /* whatever becomes of the header */
     set_mark(false);
-    status = save_header();
-    if (!status.ok()) {
+    const Status status = save_header();
+    if (status.ok()) {
+        head_ = tail_ = durable_tail_ = 0;
+        session_open_ = true;
+    }
+    return status;
+}
+
+/* The header that did not become durable may stand on the disk all the same. Nothing may rely on
+ * the one in memory before that one does. */
+void Committer::restore_header(Status cause) {
+    const bool nothing_was_written = cause.value() == -ENOMEM;
+    if (!nothing_was_written && !failed() && !save_header().ok()) {
+        fail("undoing a change of the header");
+    }
+}
+
+/* Home of a larger table, complete and durable, before anything names it. */
+Status Committer::write_larger(TrackedTable& larger, uint64_t offset) {
+    /* Also what only the ring knows: the larger home has all that is committed. */
+    larger.follow(table_);
+    larger.pages.unsaved.set(0, larger.pages.unsaved.bits());
+    const Status status = write_home(larger, offset);
+    larger.pages.unsaved.clear(0, larger.pages.unsaved.bits());
+    if (!status.ok() || FVD_PLANT(switch_before_flush)) {
         return status;
     }
-    head_ = tail_ = durable_tail_ = 0;
-    session_open_ = true;
-    return {};
+    return flush_file(FVD_FILE_IMAGE, FVD_EVENT_HOME_FLUSH, "a flush of the larger table");
 }
 
 Status Committer::make_room(size_t units) {
@@ -159,7 +182,7 @@ Status Committer::close() {
 Status Committer::forget_all() {
     HostLock lock(host_);
     wait_for_lead();
-    const Status status = lead_with(&Committer::forget_on_disk);
+    const Status status = lead_with([this] { return forget_on_disk(); });
     if (status.ok()) {
         bitmap_.forget_all();
         update_busy();

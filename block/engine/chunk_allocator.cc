@@ -17,6 +17,15 @@ namespace {
 /* Given back at once, at most. */
 constexpr uint64_t kTrimBytes = 64 * 1024 * 1024;
 
+std::span<uint64_t> memory_of_set(const HostBuffer& memory, size_t number, uint64_t slots) {
+    const uint64_t words = BlockBitmap::bits_to_words(slots);
+    return items_of<uint64_t>(memory, (number + 1) * words).subspan(number * words);
+}
+
+Error no_memory(uint64_t slots) {
+    return Error::make(-ENOMEM, "no memory to remember %llu slots", print(slots));
+}
+
 }  // namespace
 
 uint64_t SlotSet::members(uint64_t begin, uint64_t end) const {
@@ -40,6 +49,13 @@ void SlotSet::remove(uint64_t begin, uint64_t end) {
     bits_.clear(begin, end);
 }
 
+void SlotSet::enlarge(std::span<uint64_t> memory, uint64_t slots) {
+    for (uint64_t w = 0; w < bits_.words(); w++) {
+        memory[w] = bits_.word(w);
+    }
+    bits_ = BlockBitmap(memory, slots);
+}
+
 void SlotSet::move_to(SlotSet& other) {
     if (empty()) {
         return;
@@ -58,26 +74,50 @@ uint64_t SlotSet::first(uint64_t from, uint64_t end, bool member) const {
 
 /* ----------------------------------------------------------------------------------- begin */
 
+/* All sets in one piece, and clear. */
+HostBuffer ChunkAllocator::memory_of_sets(uint64_t slots) {
+    HostBuffer memory = memory_for<uint64_t>(host_, kSets * BlockBitmap::bits_to_words(slots));
+    if (memory) {
+        std::memset(memory.data(), 0, memory.size());
+    }
+    return memory;
+}
+
 Error ChunkAllocator::allocate_sets() {
-    SlotSet* const sets[] = {&used_,      &unknown_, &stale_,   &freed_,
-                             &collected_, &durable_, &draining_};
-    const uint64_t words = BlockBitmap::bits_to_words(slot_count_);
-    memory_ = memory_for<uint64_t>(host_, std::size(sets) * words);
+    memory_ = memory_of_sets(slot_count_);
     if (!memory_) {
-        return Error::make(-ENOMEM, "no memory to remember %llu slots", print(slot_count_));
+        return no_memory(slot_count_);
     }
-    std::memset(memory_.data(), 0, memory_.size());
-    const auto all = items_of<uint64_t>(memory_, std::size(sets) * words);
-    for (size_t i = 0; i < std::size(sets); i++) {
-        *sets[i] = SlotSet();
-        sets[i]->begin(all.subspan(i * words, words), slot_count_);
+    for (size_t i = 0; i < kSets; i++) {
+        *sets()[i] = SlotSet();
+        sets()[i]->begin(memory_of_set(memory_, i, slot_count_), slot_count_);
     }
+    return Error::none();
+}
+
+/* Nothing that is known about a slot changes. Storage behind the former last one is looked at when
+ * it is needed. */
+Error ChunkAllocator::have_slots(uint64_t slots) {
+    if (slots <= slot_count_) {
+        return Error::none();
+    }
+    HostBuffer larger = memory_of_sets(slots);
+    if (!larger) {
+        return no_memory(slots);
+    }
+    HostLock lock(host_);
+    for (size_t i = 0; i < kSets; i++) {
+        sets()[i]->enlarge(memory_of_set(larger, i, slots), slots);
+    }
+    std::swap(memory_, larger);
+    slot_count_ = slots;
     return Error::none();
 }
 
 Error ChunkAllocator::begin(const Header& header, const ChunkTable& table, uint64_t data_length) {
     slot_count_ = header.slot_count();
-    limit_ = header.chunk_count();
+    reserved_ = header.reserved_slots().count();
+    limit_ = std::min(header.chunk_count() + reserved_, slot_count_);
     chunk_size_ = header.chunk_size;
     data_offset_ = header.data_offset;
     grow_unit_ = header.storage_grow_unit;
@@ -94,17 +134,8 @@ Error ChunkAllocator::begin(const Header& header, const ChunkTable& table, uint6
 
 /* A table that outgrew its place may stand where slots would be. */
 void ChunkAllocator::reserve(const Header& header) {
-    if (header.has_data_file()) {
-        return;
-    }
-    const Regions regions = regions_of(header);
-    for (const ByteRange& region : {regions.bitmap, regions.table, regions.journal}) {
-        if (!region.empty() && region.begin >= data_offset_) {
-            const uint64_t begin = (region.begin - data_offset_) / chunk_size_;
-            const uint64_t end = div_ceil(region.end - data_offset_, chunk_size_);
-            used_.add(std::min(begin, slot_count_), std::min(end, slot_count_));
-            limit_ = std::min(limit_ + (end - begin), slot_count_);
-        }
+    for (const ReservedSlots::Range& range : header.reserved_slots().ranges) {
+        used_.add(std::min(range.begin, slot_count_), std::min(range.end, slot_count_));
     }
 }
 
@@ -168,6 +199,59 @@ void ChunkAllocator::is_zero_now(SlotIndex slot) {
 
 void ChunkAllocator::wait_until_drained() {
     if (trimming_ || (!draining_.empty() && !in_flight_.former_is_empty())) {
+        drain_waiters_.wait(host_);
+    }
+}
+
+/* --------------------------------------------------------------------------------- regions */
+
+bool ChunkAllocator::take_run(uint64_t slots, SlotIndex* first) {
+    advance();
+    for (uint64_t at = 0; at < slot_count_;) {
+        const uint64_t begin = used_.first(at, slot_count_, false);
+        const uint64_t end = used_.first(begin, std::min(begin + slots, slot_count_), true);
+        if (end - begin == slots) {
+            used_.add(begin, end);
+            stale_.remove(begin, end);
+            *first = SlotIndex(begin);
+            return true;
+        }
+        at = end;
+    }
+    return false;
+}
+
+void ChunkAllocator::put_back_run(ReservedSlots::Range run) {
+    if (run.empty()) {
+        return;
+    }
+    used_.remove(run.begin, run.end);
+    unknown_.add(run.begin, run.end);
+    stale_.add(run.begin, run.end);
+    first_free_ = std::min(first_free_, run.begin);
+}
+
+void ChunkAllocator::region_moved(ReservedSlots::Range from, const ReservedSlots& now) {
+    reserved_ = now.count();
+    for (uint64_t slot = from.begin; slot < from.end; slot++) {
+        if (!now.has(slot)) { /* another region may end on a slot of this one */
+            put_back_run({slot, slot + 1});
+        }
+    }
+}
+
+/* A phase may be turned only when the one before it is empty. Who turns it after us has found empty
+ * what we wait for. */
+void ChunkAllocator::wait_for_requests() {
+    do {
+        while (!in_flight_.former_is_empty()) {
+            drain_waiters_.wait(host_);
+        }
+        advance();
+    } while (!in_flight_.former_is_empty());
+    in_flight_.turn();
+    const unsigned phase = in_flight_.phase();
+    while (in_flight_.phase() == phase && !in_flight_.former_is_empty()) {
         drain_waiters_.wait(host_);
     }
 }

@@ -179,17 +179,6 @@ void Committer::wait_for_lead() {
     }
 }
 
-/* With the mutex held and nobody leading; the work runs without the mutex. */
-Status Committer::lead_with(Status (Committer::*work)()) {
-    leading_ = true;
-    host_.unlock();
-    const Status status = failed() ? Status(-EIO) : (this->*work)();
-    host_.lock();
-    leading_ = false;
-    serve(0, Status());
-    return status;
-}
-
 void Committer::serve(uint64_t ticket, Status status) {
     for (Waiter** link = &waiters_; *link != nullptr;) {
         Waiter* waiter = *link;

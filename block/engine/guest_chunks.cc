@@ -62,14 +62,20 @@ Status Image::write_stored(uint64_t* offset, uint64_t end, GuestBuffer* from, ui
     return {};
 }
 
-bool Image::all_stored(uint64_t offset, uint64_t length) const {
+bool Image::all_stored(uint64_t offset, uint64_t length) {
+    const ChunkAllocator::Use use(slots_in_use());
     const ChunkIndex end = chunk_end(offset + length);
     for (ChunkIndex chunk = chunk_at(offset); chunk < end; ++chunk) {
-        if (!table_.slot(chunk)) {
+        if (!table().slot(chunk)) {
             return false;
         }
     }
     return true;
+}
+
+std::optional<SlotIndex> Image::slot_of(ChunkIndex chunk) {
+    const ChunkAllocator::Use use(slots_in_use());
+    return table().slot(chunk);
 }
 
 Status Image::store_chunks(uint64_t offset, uint64_t length) {
@@ -86,7 +92,7 @@ Status Image::store_chunks(uint64_t offset, uint64_t length) {
     }
     Status status;
     for (ChunkIndex chunk = begin; chunk < end && status.ok(); ++chunk) {
-        if (!table_.slot(chunk)) {
+        if (!slot_of(chunk)) {
             status = store_chunk(chunk);
         }
     }
@@ -102,7 +108,7 @@ Status Image::store_chunk(ChunkIndex chunk) {
     }
     SlotIndex hint(kNotStored);
     if (chunk.value != 0) {
-        const std::optional<SlotIndex> before = table_.slot(ChunkIndex(chunk.value - 1));
+        const std::optional<SlotIndex> before = slot_of(ChunkIndex(chunk.value - 1));
         hint = before ? *before + 1 : hint;
     }
     SlotIndex slot;
@@ -215,7 +221,7 @@ void Image::free_slots(ChunkIndex begin, ChunkIndex end) {
         const ChunkIndex stop = std::min(end, begin + kChunksAtOnce);
         HostLock lock(host_);
         for (; begin < stop; ++begin) {
-            if (const std::optional<SlotIndex> slot = table_.slot(begin)) {
+            if (const std::optional<SlotIndex> slot = table().slot(begin)) {
                 committer_.record_entry(begin, kNotStored);
                 slots_.give_up(*slot);
             }

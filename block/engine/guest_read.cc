@@ -50,7 +50,7 @@ Placement Image::stored_at(uint64_t offset, uint64_t length) const {
     if (!header_.has_table()) {
         return {Place::data, length, header_.data_offset + offset};
     }
-    const ChunkRun run = table_.run(chunk_at(offset), chunk_end(offset + length));
+    const ChunkRun run = table().run(chunk_at(offset), chunk_end(offset + length));
     const uint64_t end = std::min(run.end.value * header_.chunk_size, offset + length);
     if (!run.slot) {
         return {Place::zero, end - offset, 0};
@@ -59,7 +59,7 @@ Placement Image::stored_at(uint64_t offset, uint64_t length) const {
     return {Place::data, end - offset, slot_offset + offset % header_.chunk_size};
 }
 
-Placement Image::where(uint64_t offset, uint64_t length) const {
+Placement Image::place_of(uint64_t offset, uint64_t length) const {
     const BlockRange blocks = tracked_blocks(offset, length);
     if (blocks.empty()) {
         return stored_at(offset, length);
@@ -81,6 +81,21 @@ Placement Image::where(uint64_t offset, uint64_t length) const {
     return stored_at(offset, std::min(here_end, end) - offset);
 }
 
+Placement Image::where(uint64_t offset, uint64_t length) {
+    const ChunkAllocator::Use use(slots_in_use());
+    return place_of(offset, length);
+}
+
+/* The piece lies in storage, and not in a region that stands among the slots. */
+bool Image::is_guest_data(const Placement& piece) const {
+    const ByteRange range{piece.data_offset, piece.data_offset + piece.run};
+    const Regions regions = regions_of(header_);
+    const bool in_region = !header_.has_data_file() &&
+                           (range.overlaps(regions.bitmap) || range.overlaps(regions.table) ||
+                            range.overlaps(regions.journal));
+    return range.end <= data_end_ && !in_region;
+}
+
 Status Image::read_piece(const Placement& piece, uint64_t offset, GuestBuffer to, uint32_t flags) {
     const Slice slice = guest_slice(to.handle, to.offset, piece.run);
     switch (piece.place) {
@@ -93,7 +108,7 @@ Status Image::read_piece(const Placement& piece, uint64_t offset, GuestBuffer to
         case Place::data:
             break;
     }
-    if (piece.data_offset + piece.run > data_end_) {
+    if (data_end_ != UINT64_MAX && !is_guest_data(piece)) {
         return -EIO; /* a damaged table; the image is open for reading only */
     }
     host_.announce(FVD_EVENT_READ_IMAGE);
@@ -103,7 +118,7 @@ Status Image::read_piece(const Placement& piece, uint64_t offset, GuestBuffer to
 Status Image::read(uint64_t offset, uint64_t length, GuestBuffer to, uint32_t flags) {
     const ChunkAllocator::Use use(slots_in_use());
     while (length != 0) {
-        const Placement piece = where(offset, length);
+        const Placement piece = place_of(offset, length);
         const Status status = read_piece(piece, offset, to, flags);
         if (!status.ok()) {
             return status;

@@ -266,7 +266,7 @@ Status Image::discard_pieces(uint64_t offset, uint64_t end) {
     const ChunkAllocator::Use use(slots_in_use());
     Status first_error;
     while (offset < end) {
-        const Placement piece = where(offset, end - offset);
+        const Placement piece = place_of(offset, end - offset);
         if (piece.place == Place::base) {
             first_error = first_error.or_else(discard_missing(offset, piece.run));
         } else if (piece.place == Place::data) {

@@ -64,7 +64,8 @@ Status update_header(Host& host, Header& header, HeaderSlot* first, FlushHeader 
         host.announce(step.write_event);
         Status status = write_bytes(host, FVD_FILE_IMAGE, step.offset, block.bytes());
         if (!status.ok()) {
-            return status;
+            /* ENOMEM is ours, and says that nothing was written. */
+            return status.value() == -ENOMEM ? Status(-EIO) : status;
         }
         status =
             FVD_PLANT(header_without_flush) && i == 0 ? Status() : flush(owner, step.flush_event);

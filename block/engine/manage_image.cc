@@ -111,7 +111,7 @@ void Image::describe(fvd_info* info) const {
         info->blocks = uses_bitmap() ? header_.block_count() : 0;
         info->blocks_here = current_.count();
         info->chunks = header_.chunk_count();
-        info->chunks_stored = table_.stored();
+        info->chunks_stored = table().stored();
         info->pending_pages = committer_.pending_pages();
     }
     std::memcpy(info->data_file, header_.data_file, sizeof(info->data_file));

@@ -147,13 +147,13 @@ void Image::mark_leftovers() {
 }
 
 ReplayTarget Image::metadata() const {
-    return {current_, unsaved_pages_, table_, unsaved_entries_, header_.slot_count()};
+    return {current_, unsaved_pages_, table(), unsaved_entries_, header_.slot_count()};
 }
 
 Error Image::begin_changes(int64_t data_length) {
     if (header_.has_table()) {
         const auto length = static_cast<uint64_t>(std::max<int64_t>(data_length, 0));
-        if (Error error = slots_.begin(header_, table_, length); !error.ok()) {
+        if (Error error = slots_.begin(header_, table(), length); !error.ok()) {
             return error;
         }
         data_end_ = UINT64_MAX; /* every slot was looked at, and storage grows from now on */
@@ -192,13 +192,14 @@ Error Image::load_metadata() {
         !table_entries_) {
         return no_memory(header_.bitmap_size + header_.table_size);
     }
-    table_ = ChunkTable(items_of<uint32_t>(table_entries_, entries));
+    tables_[0] = ChunkTable(items_of<uint32_t>(table_entries_, entries));
+    table_ = &tables_[0];
     Error error = load_region("bitmap", header_.bitmap_offset, round_up(div_ceil(blocks, 8), 8),
                               [&](uint64_t at, MutableBytes piece) { current_.load(at, piece); });
     if (error.ok()) {
-        table_.clear(ChunkIndex(header_.chunk_count()), ChunkIndex(entries)); /* not read below */
+        table().clear(ChunkIndex(header_.chunk_count()), ChunkIndex(entries)); /* not read below */
         error = load_region("table", header_.table_offset, header_.chunk_count() * sizeof(uint32_t),
-                            [&](uint64_t at, MutableBytes piece) { table_.load(at, piece); });
+                            [&](uint64_t at, MutableBytes piece) { table().load(at, piece); });
     }
     return error;
 }
@@ -284,7 +285,7 @@ Error Image::replay(const ReplayPlan& plan) {
                                   "journal unit at offset %llu names a block, chunk or slot that "
                                   "does not exist (%llu blocks, %llu chunks, %llu slots)",
                                   print(header_.journal_offset + at * header_.journal_unit),
-                                  print(current_.bits()), print(table_.chunks()),
+                                  print(current_.bits()), print(table().chunks()),
                                   print(header_.slot_count()));
             }
         });

@@ -16,18 +16,10 @@ namespace fvd {
 
 namespace {
 
-Error check_size(const Header& header, uint64_t size) {
+Error check_size(uint64_t size) {
     if (size % limits::kSectorSize != 0 || size > limits::kMaxVirtualSize) {
         return Error::make(-EINVAL, "a disk of %llu bytes; must be a multiple of 512, at most %llu",
                            print(size), print(limits::kMaxVirtualSize));
-    }
-    const uint64_t entries = header.table_size / sizeof(uint32_t);
-    if (header.has_table() && div_ceil(size, header.chunk_size) > entries) {
-        return Error::make(-ENOTSUP,
-                           "a disk of %llu bytes needs %llu entries of the table, which has room "
-                           "for %llu: at most %llu bytes",
-                           print(size), print(div_ceil(size, header.chunk_size)), print(entries),
-                           print(entries * header.chunk_size));
     }
     return Error::none();
 }
@@ -36,7 +28,7 @@ Error check_size(const Header& header, uint64_t size) {
 
 Error Image::resize(uint64_t size, Preallocation mode) {
     FVD_ASSERT(started_ && writable_);
-    if (Error error = check_size(header_, size); !error.ok()) {
+    if (Error error = check_size(size); !error.ok()) {
         return error;
     }
     RangeLocks::Node node{.range = {0, UINT64_MAX}};
@@ -72,13 +64,21 @@ Error Image::grow(uint64_t size, Preallocation mode) {
         return Error::make(status.value(), "the data cannot be extended to %llu bytes",
                            print(size));
     }
-    status = committer_.change_header([&](Header& header) { header.virtual_size = size; },
-                                      [&](Header& header) { header.virtual_size = old_size; });
-    if (!status.ok()) {
-        return Error::make(status.value(), "the header cannot be written");
+    const bool fits = !header_.has_table() || chunk_end(size).value <= table().chunks();
+    if (Error error = fits ? change_size(size) : move_table(size); !error.ok()) {
+        return error;
     }
     disk_size_ = size;
     return header_.has_table() ? preallocate(old_size, size, mode) : Error::none();
+}
+
+Error Image::change_size(uint64_t size) {
+    const uint64_t old_size = disk_size_;
+    const Status status =
+        committer_.grow_disk([&](Header& header) { header.virtual_size = size; },
+                             [&](Header& header) { header.virtual_size = old_size; });
+    return status.ok() ? Error::none()
+                       : Error::make(status.value(), "the header cannot be written");
 }
 
 /* Of a linear image: what is new reads as zeros, whatever an earlier, longer life left there. */
@@ -153,6 +153,130 @@ Status Image::occupy(uint64_t offset, uint64_t end) {
     return {};
 }
 
+/* ------------------------------------------------------------------------- a table that moves */
+
+/*
+ * The disk outgrows its table. A larger one is made ready where nothing else is, in memory and in
+ * the file; then one update of the header changes places and size at once. Requests go on with the
+ * former table until the moment of the switch, and those that began before may look at it longer:
+ * its memory is released when they have ended.
+ */
+Error Image::move_table(uint64_t size) {
+    const Result<uint64_t> bytes = larger_table_size(header_, size);
+    if (!bytes.ok()) {
+        return bytes.error();
+    }
+    const uint64_t count = bytes.value() / sizeof(uint32_t);
+    HostBuffer entries = memory_for<uint32_t>(host_, count);
+    ChunkTable& next = tables_[table_ == &tables_[0] ? 1 : 0];
+    TrackedTable tracked;
+    if (entries) {
+        next = ChunkTable(items_of<uint32_t>(entries, count));
+        next.clear_all();
+    }
+    if (!entries || !tracked.begin(host_, next, bytes.value() / kPageSize, {})) {
+        return Error::make(-ENOMEM, "no memory for a table of %llu bytes", print(bytes.value()));
+    }
+    NewPlace place;
+    if (Error error = find_place(bytes.value(), &place); !error.ok()) {
+        return error;
+    }
+    const uint64_t old_size = disk_size_;
+    const ByteRange former = regions_of(header_).table;
+    const auto change = [&](Header& header) {
+        header.virtual_size = size;
+        header.table_offset = place.region.begin;
+        header.table_size = place.region.count();
+    };
+    const auto undo = [&](Header& header) {
+        header.virtual_size = old_size;
+        header.table_offset = former.begin;
+        header.table_size = former.count();
+    };
+    const ReservedSlots::Range former_slots = header_.slots_under(former);
+    const auto switched = [&] {
+        table_.store(&next, std::memory_order_release);
+        std::swap(table_entries_, entries);
+        slots_.region_moved(former_slots, header_.reserved_slots());
+    };
+    const Status status =
+        committer_.move_table(tracked, place.region.begin, change, undo, switched);
+    if (!status.ok()) {
+        leave_place(place);
+        return Error::make(status.value(), "a table of %llu bytes cannot be written",
+                           print(bytes.value()));
+    }
+    {
+        HostLock lock(host_);
+        slots_.wait_for_requests();
+    }
+    give_region_back(former);
+    return Error::none();
+}
+
+/* Slots give their space back as slots do. In front of the data nothing may ever stand there again,
+ * so a host that can takes the space back. */
+void Image::give_region_back(const ByteRange& former) {
+    if (header_.slots_under(former).empty()) {
+        (void)host_
+            .write_zeroes(FVD_FILE_IMAGE, former.begin, former.count(),
+                          FVD_REQ_MAY_UNMAP | FVD_REQ_NO_FALLBACK)
+            .ok();
+    }
+    give_space_back();
+}
+
+/* In front of the data if there is room, else on slots. The file reaches to its end then. */
+Error Image::find_place(uint64_t bytes, NewPlace* place) {
+    const uint64_t slots = bytes / sizeof(uint32_t) + header_.reserved_slots().count() +
+                           slots_for_region(header_, bytes);
+    if (Error error = slots_.have_slots(slots); !error.ok()) {
+        return error;
+    }
+    const std::optional<uint64_t> gap = find_gap(header_, bytes);
+    if (!gap) {
+        return place_among_slots(bytes, place);
+    }
+    place->region = {*gap, *gap + bytes};
+    const int64_t length = host_.length(FVD_FILE_IMAGE);
+    Status status = length < 0 ? Status(static_cast<int>(length)) : Status();
+    if (status.ok() && static_cast<uint64_t>(length) < place->region.end) {
+        status = host_.resize(FVD_FILE_IMAGE, place->region.end, FVD_PREALLOC_OFF);
+    }
+    return status.ok() ? Error::none()
+                       : Error::make(status.value(), "the image cannot be extended to %llu bytes",
+                                     print(place->region.end));
+}
+
+Error Image::place_among_slots(uint64_t bytes, NewPlace* place) {
+    const uint64_t run = slots_for_region(header_, bytes);
+    HostLock lock(host_);
+    SlotIndex first;
+    Status status = slots_.take_run(run, &first) ? Status() : Status(-ENOSPC);
+    if (status.ok()) {
+        const uint64_t begin = round_up(slots_.offset_of(first), limits::kRegionAlignment);
+        place->region = {begin, begin + bytes};
+        place->slots = header_.slots_under(place->region);
+        slots_.put_back_run({place->slots.end, first.value + run});
+        status = slots_.grow_to(SlotIndex(place->slots.end - 1));
+        if (!status.ok()) {
+            slots_.put_back_run(place->slots);
+        }
+    }
+    return status.ok() ? Error::none()
+                       : Error::make(status.value(),
+                                     "there is no room for a table of %llu bytes behind the data",
+                                     print(bytes));
+}
+
+/* A failed image keeps it: which of the two headers is on the disk is not known. */
+void Image::leave_place(const NewPlace& place) {
+    if (!committer_.failed()) {
+        HostLock lock(host_);
+        slots_.put_back_run(place.slots);
+    }
+}
+
 /* ----------------------------------------------------------------------------------- shrink */
 
 Error Image::shrink(uint64_t size) {
@@ -171,8 +295,8 @@ Error Image::shrink(uint64_t size) {
         disk_size_ = old_size;
         tracked_size_ = old_tracked;
     };
-    const Status status = is_tracked() ? committer_.change_sizes(change, undo)
-                                       : committer_.change_header(change, undo);
+    const Status status =
+        is_tracked() ? committer_.shrink_disk(change, undo) : committer_.grow_disk(change, undo);
     if (!status.ok()) {
         return Error::make(status.value(), "the header cannot be written");
     }

@@ -36,7 +36,7 @@ bool PageSets::begin(Host& host, uint64_t pages, const BlockBitmap& first_unsave
         !make_bitmap(host, pages, &unsaved_words_, &unsaved)) {
         return false;
     }
-    for (uint64_t page = 0; page < pages; page++) {
+    for (uint64_t page = 0; page < std::min(pages, first_unsaved.bits()); page++) {
         if (first_unsaved.test(page)) {
             unsaved.set(page, page + 1);
         }
@@ -145,6 +145,28 @@ bool TrackedTable::begin(Host& host, ChunkTable table, uint64_t page_count,
     }
     committed_ = ChunkTable(entries);
     return true;
+}
+
+void TrackedTable::follow(const TrackedTable& smaller) {
+    for (ChunkIndex chunk(0); chunk.value < smaller.committed_.chunks(); ++chunk) {
+        const uint32_t entry = smaller.committed_.entry(chunk);
+        committed_.set_entry(chunk, entry);
+        current.set_entry(chunk, entry);
+    }
+}
+
+void TrackedTable::replace(const TrackedTable& smaller) {
+    const BlockBitmap& pending = smaller.pages.pending;
+    for (uint64_t page = 0; page < pending.bits(); page++) {
+        if (!pending.test(page)) {
+            continue; /* nothing in it differs from what is committed */
+        }
+        const ChunkIndex end(std::min((page + 1) * kChunksPerPage, smaller.current.chunks()));
+        for (ChunkIndex chunk(page * kChunksPerPage); chunk < end; ++chunk) {
+            current.set_entry(chunk, smaller.current.entry(chunk));
+        }
+        pages.pending.set(page, page + 1);
+    }
 }
 
 void TrackedTable::record(ChunkIndex chunk, uint32_t entry) {

@@ -139,7 +139,7 @@ EntryState SlotJudge::judge(uint32_t entry) {
     if (entry == kNotStored) {
         return EntryState::not_stored;
     }
-    if (entry >= taken_.bits()) {
+    if (entry >= taken_.bits() || reserved_.has(entry)) {
         return EntryState::impossible;
     }
     if (entry >= inside_) {

@@ -588,6 +588,21 @@ uint64_t Header::chunk_count() const {
     return has_table() && chunk_size != 0 ? div_ceil(virtual_size, chunk_size) : 0;
 }
 
+ReservedSlots::Range Header::slots_under(const ByteRange& bytes) const {
+    if (!has_table() || has_data_file() || chunk_size == 0 || bytes.empty() ||
+        bytes.end <= data_offset) {
+        return {};
+    }
+    const uint64_t begin = std::max(bytes.begin, data_offset) - data_offset;
+    return {begin / chunk_size, div_ceil(bytes.end - data_offset, chunk_size)};
+}
+
+ReservedSlots Header::reserved_slots() const {
+    return {{slots_under({bitmap_offset, bitmap_offset + bitmap_size}),
+             slots_under({table_offset, table_offset + table_size}),
+             slots_under({journal_offset, journal_offset + journal_size})}};
+}
+
 Result<Header> decode_header(ConstBytes block) {
     FVD_ASSERT(block.size() == kHeaderSize);
     if (Error error = check_magic_and_version(block); !error.ok()) {

@@ -207,13 +207,20 @@ Error check_inside(const std::array<Named, 5>& regions, uint64_t file_length) {
     return Error::none();
 }
 
-Error check_disjoint(const std::array<Named, 5>& regions) {
+/** In a compact image a region may stand among the slots, which chunks then cannot have. */
+bool may_stand_on(const Named& data, const Named& region, bool compact) {
+    return compact && std::string_view(data.name) == "data" &&
+           region.range.begin >= data.range.begin;
+}
+
+Error check_disjoint(const std::array<Named, 5>& regions, bool compact) {
     for (size_t i = 0; i < regions.size(); ++i) {
         for (size_t j = i + 1; j < regions.size(); ++j) {
             const Named& a = regions[i];
             const Named& b = regions[j];
             const bool both_exist = !a.range.empty() && !b.range.empty();
-            if (both_exist && a.in_image && b.in_image && a.range.overlaps(b.range)) {
+            if (both_exist && a.in_image && b.in_image && a.range.overlaps(b.range) &&
+                !may_stand_on(b, a, compact)) {
                 return Error::make(-EINVAL,
                                    "%s, bytes %" PRIu64 " to %" PRIu64 ", and %s, bytes %" PRIu64
                                    " to %" PRIu64 ", overlap",
@@ -366,14 +373,59 @@ Regions regions_of(const Header& h) {
 
 uint64_t storage_size(const Header& h, uint64_t slots) {
     const uint64_t step = std::max(h.storage_grow_unit, h.chunk_size);
-    return std::min(round_up(slots * h.chunk_size, step), h.chunk_count() * h.chunk_size);
+    /* More than that only where the disk was larger once, or a region stands among the slots. */
+    const uint64_t most = std::max(h.chunk_count(), slots) * h.chunk_size;
+    return std::min(round_up(slots * h.chunk_size, step), most);
+}
+
+Result<uint64_t> larger_table_size(const Header& h, uint64_t virtual_size) {
+    constexpr uint64_t kMostEntries = limits::kMaxTableSize / sizeof(uint32_t);
+    const uint64_t chunks = div_ceil(virtual_size, h.chunk_size);
+    if (chunks > kMostEntries) {
+        return Error::make(-EFBIG,
+                           "a disk of %" PRIu64 " bytes needs %" PRIu64 " chunks of %" PRIu64
+                           "; a table can map %" PRIu64 ": at most %" PRIu64 " bytes",
+                           virtual_size, chunks, h.chunk_size, kMostEntries,
+                           kMostEntries * h.chunk_size);
+    }
+    /* An eighth more than is needed, so that a disk that grows step by step does not move its table
+     * at each; and every slot that exists keeps its number. */
+    const uint64_t entries = std::max(chunks + chunks / 8, h.slot_count());
+    return std::min(round_up(entries * sizeof(uint32_t), limits::kRegionAlignment),
+                    limits::kMaxTableSize);
+}
+
+uint64_t slots_for_region(const Header& h, uint64_t size) {
+    /* Slots need not begin where regions may. */
+    const uint64_t shift =
+        h.chunk_size % limits::kRegionAlignment != 0 ? limits::kRegionAlignment : 0;
+    return div_ceil(size + shift, h.chunk_size);
+}
+
+std::optional<uint64_t> find_gap(const Header& h, uint64_t size) {
+    const Regions regions = regions_of(h);
+    const ByteRange all[] = {regions.header, regions.bitmap, regions.table, regions.journal};
+    const uint64_t end = h.has_data_file() ? limits::kMaxOffset : h.data_offset;
+    std::optional<uint64_t> lowest;
+    for (const ByteRange& before : all) {
+        const uint64_t begin = round_up(before.end, limits::kRegionAlignment);
+        const ByteRange place{begin, begin + size};
+        const bool taken = std::any_of(std::begin(all), std::end(all), [&](const ByteRange& other) {
+            return !other.empty() && place.overlaps(other);
+        });
+        if (!taken && begin >= kHeaderRegionSize && place.end <= end &&
+            begin < lowest.value_or(UINT64_MAX)) {
+            lowest = begin;
+        }
+    }
+    return lowest;
 }
 
 Error check_layout(const Header& header, uint64_t file_length) {
     const auto regions = named_regions(header);
     for (const Error& error :
          {check_bitmap_fits(header), check_table_fits(header), check_journal_fits(header),
-          check_inside(regions, file_length), check_disjoint(regions)}) {
+          check_inside(regions, file_length), check_disjoint(regions, header.has_table())}) {
         if (!error.ok()) {
             return error;
         }

@@ -248,9 +248,10 @@ void fvd_get_info(fvd_image* image, struct fvd_info* info);
 int fvd_set_base(fvd_image* image, const char* name, const char* format, struct fvd_error* error);
 
 /* Change the size of the virtual disk; grown space reads as zeros. Requests may be in flight. After
- * an error the disk has its old size, or the new one if only preallocation failed. May suspend.
- * -EINVAL for a size that is not a multiple of 512 or too large, -ENOTSUP where the table has no
- * room. */
+ * an error the disk has its old size, or the new one if only preallocation failed; where the image
+ * is failed, too, the next open may find either. May suspend. -EINVAL for a size that is not a
+ * multiple of 512 or too large, -EFBIG where no table has so many chunks, -ENOSPC where a larger
+ * table has no room. */
 int fvd_resize(fvd_image* image, uint64_t size, enum fvd_preallocation mode,
                struct fvd_error* error);
 

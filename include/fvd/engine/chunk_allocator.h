@@ -20,6 +20,7 @@
  * All members want the host's mutex, unless they say that they suspend.
  */
 
+#include <array>
 #include <cstdint>
 
 #include "fvd/engine/host.h"
@@ -36,6 +37,8 @@ namespace fvd {
 class SlotSet {
   public:
     void begin(std::span<uint64_t> memory, uint64_t slots) { bits_ = BlockBitmap(memory, slots); }
+    /** The same set in other memory, which is clear; @p slots may exist from now on. */
+    void enlarge(std::span<uint64_t> memory, uint64_t slots);
     bool empty() const { return count_ == 0; }
     uint64_t count() const { return count_; }
     bool has(SlotIndex slot) const { return bits_.test(slot.value); }
@@ -89,9 +92,22 @@ class ChunkAllocator {
     /** May suspend. Make storage reach to the end of @p slot. ENOSPC and the like. */
     Status grow_to(SlotIndex slot);
     /** The disk has so many chunks now. */
-    void disk_has(uint64_t chunks) { limit_ = std::max(limit_, std::min(chunks, slot_count_)); }
+    void disk_has(uint64_t chunks) {
+        limit_ = std::max(limit_, std::min(chunks + reserved_, slot_count_));
+    }
     /** May suspend. */
     void wait_until_drained();
+    /** May suspend. Until every request has ended that began before. */
+    void wait_for_requests();
+
+    /** Without the mutex. Keep books about @p slots slots at least. ENOMEM. */
+    Error have_slots(uint64_t slots);
+    /** Take so many free slots that follow each other, inside the storage or not. */
+    bool take_run(uint64_t slots, SlotIndex* first);
+    /** They are free again; what they hold is not known any more. */
+    void put_back_run(ReservedSlots::Range run);
+    /** A region moved, durably: regions stand on @p now, and slots it stood on are free. */
+    void region_moved(ReservedSlots::Range from, const ReservedSlots& now);
 
     /** A chunk gave up its slot. */
     void give_up(SlotIndex slot);
@@ -141,6 +157,11 @@ class ChunkAllocator {
     uint64_t offset_of(SlotIndex slot) const { return data_offset_ + slot.value * chunk_size_; }
 
   private:
+    static constexpr size_t kSets = 7;
+    std::array<SlotSet*, kSets> sets() {
+        return {&used_, &unknown_, &stale_, &freed_, &collected_, &durable_, &draining_};
+    }
+    HostBuffer memory_of_sets(uint64_t slots);
     Error allocate_sets();
     Error learn(const Header& header, const ChunkTable& table);
     void reserve(const Header& header);
@@ -168,6 +189,7 @@ class ChunkAllocator {
     SlotSet draining_;
     uint64_t slot_count_ = 0;    /* slots are below this */
     uint64_t limit_ = 0;         /* and are taken below this: one a chunk, and the reserved ones */
+    uint64_t reserved_ = 0;      /* regions stand on so many */
     uint64_t storage_slots_ = 0; /* slots inside the storage */
     uint64_t chunk_size_ = 0;
     uint64_t data_offset_ = 0;

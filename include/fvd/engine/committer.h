@@ -21,6 +21,8 @@
  */
 
 #include <atomic>
+#include <cerrno>
+#include <utility>
 
 #include "fvd/engine/chunk_allocator.h"
 #include "fvd/engine/header_store.h"
@@ -81,35 +83,68 @@ class Committer {
         HostLock lock(host_);
         wait_for_lead();
         change(header_);
-        const Status status = lead_with(&Committer::save_header);
+        const Status status = lead_with([this] { return save_header(); });
         if (!status.ok()) {
             undo(header_); /* before the next leader, who waits for the mutex, can see the change */
         }
         return status;
     }
 
-    /** The disk gets smaller: change the header's sizes, durably, and then forget blocks and chunks
-     *  past its end, whose slots become free. Requests and commits may go on meanwhile. */
+    /**
+     * The disk gets another size: change the header, durably. After an error it is as it was, also
+     * on the disk, or the image is failed and either may be there. Requests and commits may go on
+     * meanwhile.
+     */
     template <typename Change, typename Undo>
-    Status change_sizes(Change change, Undo undo) {
+    Status grow_disk(Change change, Undo undo) {
         HostLock lock(host_);
         wait_for_lead();
-        change(header_);
-        session_open_ = false; /* what the ring holds speaks of the old sizes */
-        const Status status = lead_with(&Committer::begin_session);
-        if (!status.ok()) {
-            undo(header_);
-            return status;
+        return lead_with([&] { return switch_header(change, undo, Epoch::same); });
+    }
+    /** The disk gets smaller: the same, and then forget blocks and chunks past its end, whose slots
+     *  become free. */
+    template <typename Change, typename Undo>
+    Status shrink_disk(Change change, Undo undo) {
+        HostLock lock(host_);
+        wait_for_lead();
+        const Status status = lead_with([&] { return switch_header(change, undo, Epoch::next); });
+        if (status.ok()) {
+            forget_past_end();
+            (void)lead_with([this] { return checkpoint(); }).ok(); /* else the next one does it */
         }
-        forget_past_end();
-        (void)lead_with(&Committer::checkpoint).ok(); /* else the next one does it */
         return status;
+    }
+    /**
+     * The disk grows past its table: @p larger, begun and of no chunks, takes its place, with home
+     * at @p offset, a part of the file that nothing else uses. One update of the header, durable
+     * after the larger home, decides which of the two counts; change() gives it the new place.
+     * @p larger has the former table afterwards. switched() is called, with the mutex, at the
+     * moment from which on changes are recorded in the larger one.
+     */
+    template <typename Change, typename Undo, typename Switched>
+    Status move_table(TrackedTable& larger, uint64_t offset, Change change, Undo undo,
+                      Switched switched) {
+        HostLock lock(host_);
+        wait_for_lead();
+        return lead_with([&] {
+            Status status = write_larger(larger, offset);
+            if (status.ok()) {
+                status = switch_header(change, undo, Epoch::next);
+            }
+            if (status.ok()) {
+                HostLock locked(host_);
+                larger.replace(table_);
+                std::swap(table_, larger);
+                switched();
+            }
+            return status;
+        });
     }
     /** Everything committed goes home. */
     Status save_home() {
         HostLock lock(host_);
         wait_for_lead();
-        return lead_with(&Committer::checkpoint);
+        return lead_with([this] { return checkpoint(); });
     }
 
     /** Pages with uncommitted changes. */
@@ -136,7 +171,17 @@ class Committer {
     Status join();
     void lead();
     void wait_for_lead();
-    Status lead_with(Status (Committer::*work)());
+    /** With the mutex held and nobody leading; the work runs without the mutex. */
+    template <typename Work>
+    Status lead_with(Work work) {
+        leading_ = true;
+        host_.unlock();
+        const Status status = failed() ? Status(-EIO) : work();
+        host_.lock();
+        leading_ = false;
+        serve(0, Status());
+        return status;
+    }
     void serve(uint64_t ticket, Status status);
 
     Status commit_all();
@@ -147,8 +192,32 @@ class Committer {
     void group_done();
     void group_failed();
 
+    enum class Epoch { same, next };
+    template <typename Change, typename Undo>
+    Status switch_header(Change change, Undo undo, Epoch epoch) {
+        Status status = epoch == Epoch::next ? checkpoint() : Status();
+        if (!status.ok()) {
+            return status;
+        }
+        change_under_lock(change);
+        status = epoch == Epoch::next ? start_epoch() : save_header();
+        if (!status.ok()) {
+            change_under_lock(undo);
+            restore_header(status);
+        }
+        return status;
+    }
+    template <typename Change>
+    void change_under_lock(Change change) {
+        HostLock lock(host_);
+        change(header_);
+    }
+    void restore_header(Status cause);
+    Status write_larger(TrackedTable& larger, uint64_t offset);
+
     void set_mark(bool clean);
     Status begin_session();
+    Status start_epoch();
     Status make_room(size_t units);
     Status checkpoint();
     template <typename Map>

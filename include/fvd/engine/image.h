@@ -73,7 +73,8 @@ class Image {
     Status write_zeroes(uint64_t offset, uint64_t length, uint32_t flags);
     Status discard(uint64_t offset, uint64_t length);
     Status flush();
-    Placement where(uint64_t offset, uint64_t length) const;
+    /** Where the piece at @p offset is at this moment. */
+    Placement where(uint64_t offset, uint64_t length);
     bool is_here(uint64_t offset, uint64_t length, uint64_t* data_offset) const;
 
     /* Background and management. */
@@ -110,6 +111,9 @@ class Image {
     ChunkIndex chunk_at(uint64_t offset) const { return ChunkIndex(offset / header_.chunk_size); }
     ChunkIndex chunk_end(uint64_t end) const;
     Placement stored_at(uint64_t offset, uint64_t length) const;
+    Placement place_of(uint64_t offset, uint64_t length) const;
+    ChunkTable& table() const { return *table_.load(std::memory_order_acquire); }
+    std::optional<SlotIndex> slot_of(ChunkIndex chunk);
     ChunkAllocator* slots_in_use() { return header_.has_table() ? &slots_ : nullptr; }
 
     Error check_startable() const;
@@ -126,6 +130,7 @@ class Image {
     template <typename Visit>
     Error read_ring(uint64_t first, uint64_t count, Visit visit);
 
+    bool is_guest_data(const Placement& piece) const;
     Status read_piece(const Placement& piece, uint64_t offset, GuestBuffer to, uint32_t flags);
     Status write_segment(const Segment& to, GuestBuffer from, uint32_t flags);
     Status first_write(BlockRange blocks, const Segment& to, GuestBuffer from, uint32_t flags);
@@ -143,7 +148,7 @@ class Image {
 
     Status write_compact(uint64_t offset, uint64_t length, GuestBuffer from, uint32_t flags);
     Status write_stored(uint64_t* offset, uint64_t end, GuestBuffer* from, uint32_t flags);
-    bool all_stored(uint64_t offset, uint64_t length) const;
+    bool all_stored(uint64_t offset, uint64_t length);
     Status store_chunks(uint64_t offset, uint64_t length);
     Status store_chunk(ChunkIndex chunk);
     Status take_slot(SlotIndex hint, SlotIndex* slot);
@@ -155,7 +160,18 @@ class Image {
     Status commit_freed();
     void give_space_back();
 
+    /** Where a region is going to stand, and on which slots. */
+    struct NewPlace {
+        ByteRange region;
+        ReservedSlots::Range slots;
+    };
     Error grow(uint64_t size, Preallocation mode);
+    Error change_size(uint64_t size);
+    Error move_table(uint64_t size);
+    Error find_place(uint64_t bytes, NewPlace* place);
+    Error place_among_slots(uint64_t bytes, NewPlace* place);
+    void leave_place(const NewPlace& place);
+    void give_region_back(const ByteRange& former);
     Status lengthen_data(uint64_t old_size, uint64_t size, Preallocation mode);
     Status clear_tail(uint64_t old_size, uint64_t size);
     Status occupy(uint64_t offset, uint64_t end);
@@ -172,7 +188,10 @@ class Image {
     HostBuffer current_words_;
     BlockBitmap current_;
     HostBuffer table_entries_;
-    ChunkTable table_;
+    /* Requests look at the table without a lock. A larger one takes its place while they do, so
+     * whoever looks twice gets it anew, inside a ChunkAllocator::Use or with the mutex held. */
+    ChunkTable tables_[2];
+    std::atomic<ChunkTable*> table_{&tables_[0]};
     HostBuffer unsaved_words_; /* pages that replay changed */
     BlockBitmap unsaved_pages_;
     HostBuffer unsaved_entry_words_;

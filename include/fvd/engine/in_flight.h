@@ -33,6 +33,8 @@ class InFlight {
     }
 
     void turn() { phase_.fetch_add(1); }
+    /** The present one; requests begin in it. */
+    unsigned phase() const { return phase_.load(); }
     /** Nobody is in the phase before this one. */
     bool former_is_empty() const { return count_[(phase_.load() + 1) & 1].load() == 0; }
 

@@ -28,7 +28,8 @@ inline constexpr uint64_t kPageSize = 4096;
 /** The page sets of a map. */
 class PageSets {
   public:
-    /** Pages of the home; those in @p unsaved count as not yet at home. False: no memory. */
+    /** Pages of the home; those in @p unsaved, which may be of fewer pages, count as not yet at
+     * home. False: no memory. */
     bool begin(Host& host, uint64_t pages, const BlockBitmap& unsaved);
     BlockBitmap pending;
     BlockBitmap unsaved;
@@ -72,6 +73,11 @@ class TrackedBitmap {
 class TrackedTable {
   public:
     bool begin(Host& host, ChunkTable current, uint64_t pages, const BlockBitmap& unsaved);
+    /** Begin to take the place of @p smaller, all of which is at home: what is committed there is
+     *  committed and current here. For the leader, without the mutex. */
+    void follow(const TrackedTable& smaller);
+    /** Take its place: what changed there since its last commit is pending here. */
+    void replace(const TrackedTable& smaller);
 
     void record(ChunkIndex chunk, uint32_t entry);
     bool collect(JournalGroup& group, uint64_t* page);

@@ -66,7 +66,7 @@ void audit_bitmap(uint64_t leftover_bits, Findings& findings);
 enum class EntryState {
     not_stored,
     stored,
-    impossible, /* names a slot that no image of this size has */
+    impossible, /* names a slot that no image of this size has, or that a region stands on */
     past_end,   /* its slot does not lie wholly inside the storage of guest data */
     shared,     /* a chunk before it has the same slot */
 };
@@ -75,10 +75,11 @@ enum class EntryState {
 class SlotJudge {
   public:
     /**
-     * Slots below @p inside lie wholly inside storage. @p taken, a clear bit for each slot that can
-     * exist, is the caller's memory.
+     * Slots below @p inside lie wholly inside storage, no chunk can have @p reserved ones. @p
+     * taken, a clear bit for each slot that can exist, is the caller's memory.
      */
-    SlotJudge(BlockBitmap taken, uint64_t inside) : taken_(taken), inside_(inside) {}
+    SlotJudge(BlockBitmap taken, uint64_t inside, const ReservedSlots& reserved = {})
+        : taken_(taken), inside_(inside), reserved_(reserved) {}
     /** A slot that is not impossible, past the end or shared is taken by this. */
     EntryState judge(uint32_t entry);
     const BlockBitmap& taken() const { return taken_; }
@@ -86,6 +87,7 @@ class SlotJudge {
   private:
     BlockBitmap taken_;
     uint64_t inside_;
+    ReservedSlots reserved_;
 };
 
 /** Slots that lie wholly inside storage of guest data of this length. */

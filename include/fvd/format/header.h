@@ -43,6 +43,34 @@ struct HeaderField {
 /** All fields in order of offset, reserved areas included: they cover 0..4095 without gaps. */
 std::span<const HeaderField> header_fields();
 
+/** Slots on which a region stands, because it outgrew its place in front of the data: no chunk can
+ * have them. */
+struct ReservedSlots {
+    struct Range {
+        uint64_t begin = 0;
+        uint64_t end = 0;
+        bool empty() const { return end <= begin; }
+    };
+    std::array<Range, 3>
+        ranges; /* of bitmap, table and journal; empty where one stands elsewhere */
+
+    bool has(uint64_t slot) const {
+        bool found = false;
+        for (const Range& range : ranges) {
+            found |= slot >= range.begin && slot < range.end;
+        }
+        return found;
+    }
+    /** At least as many as there are. */
+    uint64_t count() const {
+        uint64_t sum = 0;
+        for (const Range& range : ranges) {
+            sum += range.end - range.begin;
+        }
+        return sum;
+    }
+};
+
 /** Decoded header; all sizes in bytes. Strings are NUL-terminated. */
 struct Header {
     uint64_t virtual_size = 0;
@@ -96,8 +124,13 @@ struct Header {
     uint64_t journal_units() const; /* units of the ring; 0 without journal */
     uint64_t chunk_count() const;   /* chunks the table must hold; 0 without table */
     /** Slots are numbered below this: as many as the table has room for chunks, so that each can
-     *  be stored once, and a disk that was made smaller keeps the slots of its chunks. */
-    uint64_t slot_count() const { return table_size / 4; }
+     *  be stored once, and a disk that was made smaller keeps the slots of its chunks; and those
+     *  that no chunk can have. */
+    uint64_t slot_count() const { return table_size / 4 + reserved_slots().count(); }
+    /** Slots that bytes of this file lie in; none in front of the data. */
+    ReservedSlots::Range slots_under(const ByteRange& bytes) const;
+    /** Slots on which regions stand. */
+    ReservedSlots reserved_slots() const;
 };
 
 /**

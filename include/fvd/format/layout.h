@@ -63,11 +63,23 @@ Regions regions_of(const Header& header);
  */
 uint64_t storage_size(const Header& header, uint64_t slots);
 
+/** Bytes of the table that a compact image gets when its disk grows to @p virtual_size and its
+ * table has no room for that. EFBIG when no table has. */
+Result<uint64_t> larger_table_size(const Header& header, uint64_t virtual_size);
+
+/** A region of @p size bytes finds its place in so many slots that follow each other. */
+uint64_t slots_for_region(const Header& header, uint64_t size);
+
+/** The lowest offset in front of the data (with a data file: anywhere) at which a region of @p size
+ * bytes touches no other. */
+std::optional<uint64_t> find_gap(const Header& header, uint64_t size);
+
 /**
  * Prove that the regions of a decoded header fit together: inside @p file_length, aligned,
  * disjoint, bitmap large enough for its blocks, journal a whole number of units. @p file_length is
  * the length of the FVD file. The data region may reach past the end of the file (sparse images are
- * short until written). The error names both regions of a collision.
+ * short until written), and in a compact image regions may stand among its slots. The error names
+ * both regions of a collision.
  */
 Error check_layout(const Header& header, uint64_t file_length);
 

@@ -29,6 +29,7 @@ class MemoryHost final : public Host {
     std::string fail_call; /* the call that fails, as the log would name it, or its first words */
     int fail_with = -EIO;
     int fail_times = 0; /* -1: for ever */
+    int fail_skip = 0;  /* so many of them pass before */
     int64_t allocations = 0;
     int64_t fail_allocation = -1; /* index of the allocation that fails */
     int64_t live = 0;
@@ -216,7 +217,8 @@ class MemoryHost final : public Host {
     }
     Status note_line(const std::string& line) {
         log.push_back(line);
-        if (fail_times != 0 && line.compare(0, fail_call.size(), fail_call) == 0) {
+        if (fail_times != 0 && line.compare(0, fail_call.size(), fail_call) == 0 &&
+            fail_skip-- <= 0) {
             fail_times -= fail_times > 0;
             return fail_with;
         }

@@ -607,10 +607,20 @@ INSTANTIATE_TEST_SUITE_P(
         LayoutCase{"TableOverData",
                    [](Header& h) {
                        make_compact(h);
+                       h.table_size *= 2;
+                       h.data_offset = h.table_offset + 4096;
+                   },
+                   "table, bytes 1089536 to 1097728, and data, bytes 1093632 to 1074835456, "
+                   "overlap"},
+        LayoutCase{"TableAmongTheSlots",
+                   [](Header& h) {
+                       make_compact(h);
                        h.data_offset = h.table_offset;
                    },
-                   "table, bytes 1089536 to 1093632, and data, bytes 1089536 to 1074831360, "
-                   "overlap"}),
+                   ""},
+        LayoutCase{"BitmapAmongTheBytesOfALinearImage",
+                   [](Header& h) { h.data_offset = h.bitmap_offset; },
+                   "bitmap, bytes 8192 to 40960, and data, bytes 8192 to 1073750016, overlap"}),
     test::CaseName());
 
 TEST(LayoutProof, EveryFileLength) {
