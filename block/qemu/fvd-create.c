@@ -257,8 +257,10 @@ int fvd_preallocation_from_qemu(PreallocMode mode,
 }
 
 static int fvd_options_from_qapi(const BlockdevCreateOptionsFvd *from,
-                                 struct fvd_create_options *to, Error **errp)
+                                 struct fvd_create_options *to,
+                                 struct fvd_fill *fill, Error **errp)
 {
+    fvd_fill_from_create(from, fill);
     if (from->journal_unit > UINT32_MAX) {
         error_setg(errp, "journal_unit is %" PRIu64 "; must be 512 or 4096",
                    from->journal_unit);
@@ -276,6 +278,7 @@ static int fvd_options_from_qapi(const BlockdevCreateOptionsFvd *from,
         .journal_size = from->journal_size,
         .journal_unit = from->journal_unit,
         .detect_sparse_hole = from->detect_sparse_hole,
+        .fill = fill,
     };
     if (to->base_img_fmt && !to->base_img) {
         error_setg(errp, "backing_fmt is '%s', but there is no backing_file",
@@ -334,11 +337,12 @@ fvd_do_create(const BlockdevCreateOptionsFvd *fvd, const char *data_name,
 {
     FvdCreateHost host = { 0 };
     struct fvd_create_options options;
+    struct fvd_fill fill;
     struct fvd_error error;
     g_autofree char *recorded = NULL;
     int ret;
 
-    ret = fvd_options_from_qapi(fvd, &options, errp);
+    ret = fvd_options_from_qapi(fvd, &options, &fill, errp);
     if (ret < 0) {
         return ret;
     }
@@ -482,6 +486,25 @@ static BlockdevCreateOptions *fvd_create_options_from_qdict(QDict *qdict,
         { FVD_OPT_JOURNAL_SIZE,         "journal-size" },
         { FVD_OPT_JOURNAL_UNIT,         "journal-unit" },
         { FVD_OPT_DETECT_SPARSE_HOLE,   "detect-sparse-hole" },
+        { FVD_OPT_COPY_ON_READ,         "copy-on-read" },
+        { "max_outstanding_copy_on_read_data",
+          "max-outstanding-copy-on-read-data" },
+        { "prefetch_start_delay", "prefetch-start-delay" },
+        { "num_prefetch_slots", "num-prefetch-slots" },
+        { "bytes_per_prefetch", "bytes-per-prefetch" },
+        { "prefetch_min_read_throughput",
+          "prefetch-min-read-throughput" },
+        { "prefetch_max_read_throughput",
+          "prefetch-max-read-throughput" },
+        { "prefetch_min_write_throughput",
+          "prefetch-min-write-throughput" },
+        { "prefetch_max_write_throughput",
+          "prefetch-max-write-throughput" },
+        { "prefetch_throttle_time", "prefetch-throttle-time" },
+        { "prefetch_read_throughput_measure_time",
+          "prefetch-read-throughput-measure-time" },
+        { "prefetch_write_throughput_measure_time",
+          "prefetch-write-throughput-measure-time" },
         { NULL, NULL },
     };
     BlockdevCreateOptions *options = NULL;
@@ -628,6 +651,7 @@ QemuOptsList fvd_create_opts = {
             .help = "Read the base image, and never again what lies in zeros "
                     "of at least this length (default: 0, do not read it)"
         },
+        FVD_FILL_OPTS,
         {
             .name = BLOCK_OPT_PREALLOC,
             .type = QEMU_OPT_STRING,

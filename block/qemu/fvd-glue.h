@@ -20,6 +20,60 @@
 #define FVD_OPT_JOURNAL_SIZE       "journal_size"
 #define FVD_OPT_JOURNAL_UNIT       "journal_unit"
 #define FVD_OPT_DETECT_SPARSE_HOLE "detect_sparse_hole"
+#define FVD_OPT_COPY_ON_READ       "copy_on_read"
+
+/* Those that an image records, for create and amend alike. */
+#define FVD_FILL_OPTS                                                         \
+    {                                                                         \
+        .name = FVD_OPT_COPY_ON_READ,                                         \
+        .type = QEMU_OPT_BOOL,                                                \
+        .help = "Keep what guests read from the base image (default: off)"    \
+    }, {                                                                      \
+        .name = "max_outstanding_copy_on_read_data",                          \
+        .type = QEMU_OPT_SIZE,                                                \
+        .help = "Memory for what was read and is not stored yet"              \
+    }, {                                                                      \
+        .name = "prefetch_start_delay",                                       \
+        .type = QEMU_OPT_NUMBER,                                              \
+        .help = "Seconds from opening to the first request of prefetch "      \
+                "(default: -1, no prefetch)"                                  \
+    }, {                                                                      \
+        .name = "num_prefetch_slots",                                         \
+        .type = QEMU_OPT_NUMBER,                                              \
+        .help = "Requests of prefetch in flight, at most"                     \
+    }, {                                                                      \
+        .name = "bytes_per_prefetch",                                         \
+        .type = QEMU_OPT_SIZE,                                                \
+        .help = "Largest request of prefetch"                                 \
+    }, {                                                                      \
+        .name = "prefetch_min_read_throughput",                               \
+        .type = QEMU_OPT_NUMBER,                                              \
+        .help = "KiB/s; below it prefetch pauses"                             \
+    }, {                                                                      \
+        .name = "prefetch_max_read_throughput",                               \
+        .type = QEMU_OPT_NUMBER,                                              \
+        .help = "KiB/s that prefetch reads, at most"                          \
+    }, {                                                                      \
+        .name = "prefetch_min_write_throughput",                              \
+        .type = QEMU_OPT_NUMBER,                                              \
+        .help = "KiB/s; below it prefetch pauses, too"                        \
+    }, {                                                                      \
+        .name = "prefetch_max_write_throughput",                              \
+        .type = QEMU_OPT_NUMBER,                                              \
+        .help = "KiB/s that prefetch stores, at most"                         \
+    }, {                                                                      \
+        .name = "prefetch_throttle_time",                                     \
+        .type = QEMU_OPT_NUMBER,                                              \
+        .help = "Milliseconds of the longest of these pauses"                 \
+    }, {                                                                      \
+        .name = "prefetch_read_throughput_measure_time",                      \
+        .type = QEMU_OPT_NUMBER,                                              \
+        .help = "Milliseconds of a measurement of the base image"             \
+    }, {                                                                      \
+        .name = "prefetch_write_throughput_measure_time",                     \
+        .type = QEMU_OPT_NUMBER,                                              \
+        .help = "Milliseconds of a measurement of storing"                    \
+    }
 
 typedef struct FvdParkedTask FvdParkedTask;
 
@@ -82,6 +136,12 @@ typedef enum FvdLife {
     FVD_WRITABLE,
 } FvdLife;
 
+/* How the image fills itself, as far as the options of its node say. */
+typedef struct FvdFillOptions {
+    struct fvd_fill fill;
+    bool paused;
+} FvdFillOptions;
+
 struct BDRVFvdState {
     FvdTasks tasks;
     BlockDriverState *bs;
@@ -106,6 +166,9 @@ struct BDRVFvdState {
     /* Guarded by tasks.lock. */
     FvdTimer timers[FVD_TIMER_COUNT];
     bool quiesced; /* armed timers wait for the end of the drained section */
+
+    bool filled; /* the base is not needed any more, and is to be detached */
+    FvdFillOptions fill_options;
 
     bool report_findings; /* in a check: warn() speaks to its user */
 };
@@ -137,8 +200,36 @@ void fvd_host_has_image(BDRVFvdState *s);
  */
 void GRAPH_RDLOCK fvd_warn_of_full_storage(BDRVFvdState *s);
 
+/*
+ * The storage of a compact image on a device is made longer by others. Ask for
+ * QEMU's write-threshold event when no more than one growth step is left.
+ */
+void GRAPH_RDLOCK fvd_warn_of_full_storage(BDRVFvdState *s);
+
 /* By whatever names: one file. */
 bool fvd_same_file(const char *a, const char *b);
+
+/* Run a job of the core from outside of coroutines, with the graph locked. */
+typedef int coroutine_fn FvdJob(BlockDriverState *bs, void *opaque);
+int fvd_call(BlockDriverState *bs, FvdJob *job, void *opaque);
+
+/* fvd-fill.c */
+void fvd_fill_init_options(void);
+const char *const *fvd_fill_mutable_options(void);
+int fvd_fill_from_options(QDict *options, FvdFillOptions *to, Error **errp);
+int fvd_fill_apply(BDRVFvdState *s, const FvdFillOptions *options,
+                   Error **errp);
+void fvd_fill_from_create(const BlockdevCreateOptionsFvd *from,
+                          struct fvd_fill *to);
+void fvd_fill_tell(BDRVFvdState *s, ImageInfoSpecificFvd *info);
+extern QemuOptsList fvd_amend_opts;
+int GRAPH_RDLOCK
+fvd_amend_options(BlockDriverState *bs, QemuOpts *opts,
+                  BlockDriverAmendStatusCB *status_cb, void *cb_opaque,
+                  bool force, Error **errp);
+BlockStatsSpecific *fvd_get_specific_stats(BlockDriverState *bs);
+/* In the main loop, soon; from any thread. */
+void fvd_schedule_detach(BDRVFvdState *s);
 
 /* fvd-create.c */
 extern QemuOptsList fvd_create_opts;

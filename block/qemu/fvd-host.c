@@ -592,8 +592,12 @@ static void fvd_restart_timers(BDRVFvdState *s)
     }
 }
 
+/* A node that was opened while all nodes were drained never saw it begin. */
 void fvd_resume_host(BDRVFvdState *s)
 {
+    if (!s->quiesced) {
+        return;
+    }
     fvd_restart_timers(s);
     if (s->image) {
         fvd_quiesce(s->image, false);
@@ -689,6 +693,8 @@ fvd_node_announce(void *host, enum fvd_event event)
 
     trace_fvd_step(s->bs, step->name);
     if (event == FVD_EVENT_FILLED) {
+        qatomic_set(&s->filled, true);
+        fvd_schedule_detach(s);
         return; /* nothing is about to be done */
     }
     BLKDBG_CO_EVENT(s->bs->file, step->event);

@@ -29,8 +29,6 @@
 
 /* ------------------------------------------------ calls from the main loop */
 
-typedef int coroutine_fn FvdJob(BlockDriverState *bs, void *opaque);
-
 typedef struct FvdCall {
     BdrvPollCo poll;
     BlockDriverState *bs;
@@ -51,7 +49,7 @@ static void coroutine_fn fvd_call_entry(void *opaque)
 }
 
 /* The core runs in coroutines only; not all of BlockDriver does. */
-static int fvd_call(BlockDriverState *bs, FvdJob *job, void *opaque)
+int fvd_call(BlockDriverState *bs, FvdJob *job, void *opaque)
 {
     FvdCall call = {
         .poll = {
@@ -434,6 +432,7 @@ fvd_do_open(BlockDriverState *bs, void *opaque)
     BDRVFvdState *s = bs->opaque;
     FvdOpen *open = opaque;
     g_autofree struct fvd_info *info = g_new(struct fvd_info, 1);
+    FvdFillOptions fill;
     struct fvd_error error;
     int ret;
 
@@ -449,8 +448,13 @@ fvd_do_open(BlockDriverState *bs, void *opaque)
     fvd_take_over_info(bs, info);
 
     s->never_writable = info->never_writable;
-    ret = info->never_writable
-          ? fvd_refuse_to_write(bs, &open->flags, open->errp) : 0;
+    ret = fvd_fill_from_options(open->options, &fill, open->errp);
+    if (ret == 0) {
+        ret = fvd_fill_apply(s, &fill, open->errp);
+    }
+    if (ret == 0 && info->never_writable) {
+        ret = fvd_refuse_to_write(bs, &open->flags, open->errp);
+    }
     if (ret == 0) {
         ret = fvd_check_base(bs, open->options, open->errp);
     }
@@ -529,16 +533,34 @@ fvd_reopen_prepare(BDRVReopenState *state, BlockReopenQueue *queue,
 {
     BDRVFvdState *s = state->bs->opaque;
     FvdRestart restart = { .life = FVD_READ_ONLY, .errp = errp };
+    FvdFillOptions fill;
 
+    if (fvd_fill_from_options(state->options, &fill, errp) < 0) {
+        return -EINVAL;
+    }
     if (s->never_writable && state->flags & BDRV_O_RDWR) {
         error_setg(errp, "%s", FVD_NEVER_WRITABLE);
         return -EROFS;
     }
+    /* What fills the image changes now; an abort takes it back. */
+    state->opaque = g_memdup2(&s->fill_options, sizeof(s->fill_options));
+    if (fvd_fill_apply(s, &fill, errp) < 0) {
+        g_free(state->opaque);
+        return -EINVAL;
+    }
     /* Everything that has to be written is written while that is allowed. */
-    if (s->life == FVD_WRITABLE && !(state->flags & BDRV_O_RDWR)) {
-        return fvd_call(state->bs, fvd_do_restart, &restart);
+    if (s->life == FVD_WRITABLE && !(state->flags & BDRV_O_RDWR) &&
+        fvd_call(state->bs, fvd_do_restart, &restart) < 0) {
+        fvd_fill_apply(s, state->opaque, NULL);
+        g_free(state->opaque);
+        return -EIO;
     }
     return 0;
+}
+
+static void fvd_reopen_commit(BDRVReopenState *state)
+{
+    g_free(state->opaque);
 }
 
 /* Back to what the flags of the node say. */
@@ -568,6 +590,10 @@ static void GRAPH_UNLOCKED fvd_reopen_commit_post(BDRVReopenState *state)
 
 static void GRAPH_UNLOCKED fvd_reopen_abort(BDRVReopenState *state)
 {
+    BDRVFvdState *s = state->bs->opaque;
+
+    fvd_fill_apply(s, state->opaque, NULL);
+    g_free(state->opaque);
     fvd_reopen_finish(state);
 }
 
@@ -637,7 +663,12 @@ static void fvd_drain_begin(BlockDriverState *bs)
 
 static void fvd_drain_end(BlockDriverState *bs)
 {
-    fvd_resume_host(bs->opaque);
+    BDRVFvdState *s = bs->opaque;
+
+    fvd_resume_host(s);
+    if (qatomic_read(&s->filled)) {
+        fvd_schedule_detach(s); /* whoever was in its way may have gone */
+    }
 }
 
 /* ---------------------------------------------------------- guest requests */
@@ -930,7 +961,7 @@ fvd_get_specific_info(BlockDriverState *bs, Error **errp)
     ImageInfoSpecific *result = g_new0(ImageInfoSpecific, 1);
 
     fvd_get_info(s->image, info);
-    *fvd = (ImageInfoSpecificFvd) {
+    *fvd = (ImageInfoSpecificFvd) { /* the rest: fvd_fill_tell() */
         .format_version = info->format_version,
         .block_size = info->block_size,
         .base_size = info->base_size,
@@ -966,6 +997,7 @@ fvd_get_specific_info(BlockDriverState *bs, Error **errp)
         fvd->data_file_format = g_strdup(info->data_file_fmt[0]
                                          ? info->data_file_fmt : "raw");
     }
+    fvd_fill_tell(s, fvd);
     result->type = IMAGE_INFO_SPECIFIC_KIND_FVD;
     result->u.fvd.data = fvd;
     return result;
@@ -1073,9 +1105,6 @@ fvd_co_check(BlockDriverState *bs, BdrvCheckResult *result, BdrvCheckMode fix)
 
 /* ------------------------------------------------------------------ driver */
 
-/* The data file cannot be changed by a reopen, and there is nothing else. */
-static const char *const fvd_mutable_opts[] = { NULL };
-
 /*
  * There are no internal snapshots. Without this, QEMU would look for them in
  * the file below, and call the driver back between closing and opening it.
@@ -1092,12 +1121,13 @@ static BlockDriver bdrv_fvd = {
     .is_format                  = true,
     .supports_backing           = true,
     .create_opts                = &fvd_create_opts,
-    .mutable_opts               = fvd_mutable_opts,
+    .amend_opts                 = &fvd_amend_opts,
 
     .bdrv_probe                 = fvd_bdrv_probe,
     .bdrv_open                  = fvd_open,
     .bdrv_close                 = fvd_close,
     .bdrv_reopen_prepare        = fvd_reopen_prepare,
+    .bdrv_reopen_commit         = fvd_reopen_commit,
     .bdrv_reopen_commit_post    = fvd_reopen_commit_post,
     .bdrv_reopen_abort          = fvd_reopen_abort,
     .bdrv_child_perm            = fvd_child_perm,
@@ -1123,6 +1153,7 @@ static BlockDriver bdrv_fvd = {
     .bdrv_co_truncate           = fvd_co_truncate,
     .bdrv_co_get_info           = fvd_co_get_info,
     .bdrv_get_specific_info     = fvd_get_specific_info,
+    .bdrv_get_specific_stats    = fvd_get_specific_stats,
 
     .bdrv_snapshot_goto         = fvd_snapshot_goto,
     .bdrv_make_empty            = fvd_bdrv_make_empty,
@@ -1130,11 +1161,15 @@ static BlockDriver bdrv_fvd = {
     .bdrv_co_check              = fvd_co_check,
     .bdrv_co_create             = fvd_co_create,
     .bdrv_co_create_opts        = fvd_co_create_opts,
+    .bdrv_amend_options         = fvd_amend_options,
     .bdrv_measure               = fvd_measure_image,
 };
 
 static void bdrv_fvd_init(void)
 {
+    /* The data file cannot be changed by a reopen, everything else can. */
+    fvd_fill_init_options();
+    bdrv_fvd.mutable_opts = fvd_fill_mutable_options();
     bdrv_register(&bdrv_fvd);
 }
 
