@@ -60,6 +60,19 @@ def cpu_seconds(command):
     return usage.ru_utime + usage.ru_stime
 
 
+def peak_memory(command, stdin):
+    """Bytes of memory that a program held at most."""
+    with tempfile.TemporaryFile("w+") as script, tempfile.TemporaryFile() as output:
+        script.write(stdin)
+        script.seek(0)
+        child = subprocess.Popen(command, stdin=script, stdout=output, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} ended with {child.returncode}")
+    return usage.ru_maxrss * KIB
+
+
 def random_writes(seed, count, flush, disk, size=4 * KIB):
     """qemu-io's commands for so many writes, no place twice, a flush after each so many."""
     places = random.Random(seed).sample(range(disk // size), count)
