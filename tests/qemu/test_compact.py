@@ -7,12 +7,14 @@ import random
 import zlib
 
 import fvdformat
-from qmp import Daemon, QmpError, file_node
-from support import (KIB, MIB, TIB, ImageTest, allocated, digests, limit, only_fvd, patterned, seed,
+import nbd
+from qmp import Daemon, QmpError, file_node, serve
+from support import (FORMAT, KIB, MIB, TIB, ImageTest, allocated, digests, limit, only_fvd, patterned, seed,
                      truncate, write_file)
 from test_differential import LARGE, SIZE, Differential
 
 CHUNK = 64 * KIB
+MILLION, IN_FLIGHT = 1_000_000, 64
 DISK = 4 * MIB
 COMPACT = ("compact_image=on", f"chunk_size={CHUNK}", f"storage_grow_unit={2 * CHUNK}")
 
@@ -188,6 +190,35 @@ class Measure(CompactTest):
             self.io_script("disk.img", [*lines, "aio_flush"], options=["-d", "unmap", "-t", "unsafe"])
             self.assertLessEqual(os.path.getsize("disk.img"), most)
             self.check("disk.img")
+
+
+    @limit(600)
+    def test_a_million_random_requests_never_outgrow_it(self):
+        """Many in flight, so that slots are freed and taken beside each other."""
+        most = self.measure("--size", str(DISK))["fully-allocated"]
+        self.compact()
+        daemon, client = serve(self, "disk.img", FORMAT, discard="unmap")
+        source = random.Random(seed() ^ zlib.crc32(b"million"))
+        data = b"\x09" * (2 * CHUNK)
+        for done in range(0, MILLION, IN_FLIGHT):
+            for _ in range(IN_FLIGHT):
+                offset = source.randrange(0, DISK - CHUNK, 512)
+                kind = source.random()
+                if kind < 0.6:
+                    client.submit(nbd.WRITE, offset, data=data[:512 if kind < 0.5 else 5120])
+                elif kind < 0.97:
+                    whole = offset // CHUNK * CHUNK
+                    client.submit(nbd.TRIM if kind < 0.9 else nbd.WRITE_ZEROES, whole, CHUNK)
+                else:
+                    client.submit(nbd.FLUSH)
+            for _ in range(IN_FLIGHT):
+                self.assertEqual(client.reap().error, 0)
+            if done % (64 * IN_FLIGHT) == 0:
+                self.assertLessEqual(os.path.getsize("disk.img"), most)
+        self.assertLessEqual(os.path.getsize("disk.img"), most)
+        client.close()
+        daemon.quit()
+        self.check("disk.img")
 
 
 # ---------------------------------------------------------------- storage
