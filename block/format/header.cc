@@ -206,12 +206,11 @@ consteval const Field& field_named(std::string_view name) {
 
 /* Fields that an update of the header changes, in order of offset: see CopyState::torn. */
 constexpr HeaderField kMarking[] = {
-    field_named("base_img").place,
-    field_named("base_img_fmt").place,
-    field_named("stable_journal_epoch").place,
-    field_named("clean_shutdown").place,
-    field_named("autoclear_features").place,
-    field_named("header_generation").place,
+    field_named("virtual_disk_size").place,    field_named("base_img").place,
+    field_named("base_img_fmt").place,         field_named("base_img_size").place,
+    field_named("table_offset").place,         field_named("table_size").place,
+    field_named("stable_journal_epoch").place, field_named("clean_shutdown").place,
+    field_named("autoclear_features").place,   field_named("header_generation").place,
     field_named("header_crc32c").place,
 };
 

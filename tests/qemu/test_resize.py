@@ -3,6 +3,7 @@
 base or was left by a larger life; by qemu-img, and with a guest that goes on writing."""
 
 import os
+import struct
 
 from qmp import Daemon, QmpError, image_node
 from support import (FORMAT, KIB, MIB, TIB, ImageTest, allocated, only_fvd, patterned, truncate,
@@ -100,12 +101,128 @@ class Resize(ImageTest):
             self.assert_reads("disk.img", content)
             self.check("disk.img")
 
-    def test_a_table_without_room_says_how_far_it_goes(self):
+    def test_no_table_is_that_large(self):
         self.create("disk.img", SIZE, options=["compact_image=on", "chunk_size=4k"])
-        ran = self.resize(TIB, expect=1)
-        self.assertIn("which has room for 1024: at most 4194304 bytes", ran.err)
+        ran = self.resize(2 * TIB, expect=1)
+        self.assertIn("a table can map 268435456: at most 1099511627776 bytes", ran.err)
         self.resize(4 * MIB)
         self.check("disk.img")
+
+
+# The smallest table has room for 1024 chunks.
+FULL = 4 * MIB
+SMALL_TABLES = {
+    "with room in front of the data": ["journal_size=256k"],
+    "without": [f"journal_size={MIB - 12 * KIB}"],
+    "with a data file": ["data_file=data.raw", "journal_size=256k"],
+    "in odd chunks": ["chunk_size=7680", f"journal_size={MIB - 12 * KIB}"],
+}
+
+
+@only_fvd
+class PastTheTable(ImageTest):
+    """A disk that needs a larger table than create gave it."""
+
+    def each(self, **more):
+        for name, options in SMALL_TABLES.items():
+            with self.subTest(table=name):
+                for file in ("disk.img", "data.raw"):
+                    if os.path.exists(file):
+                        os.unlink(file)
+                chunk = [] if any("chunk_size" in option for option in options) else ["chunk_size=4k"]
+                size = FULL if chunk else 1024 * 7680
+                self.create("disk.img", size, options=["compact_image=on", *chunk, *options], **more)
+                yield name, size
+
+    def resize(self, size, *words):
+        return self.img("resize", *words, "-f", FORMAT, "disk.img", str(size))
+
+    def table(self):
+        """Offset and size of the table in the header."""
+        with open("disk.img", "rb") as image:
+            header = image.read(4096)
+        return struct.unpack_from("<QQ", header, 2136)
+
+    def test_content_stays_and_zeros_follow(self):
+        for _, size in self.each():
+            before = self.table()
+            self.io("disk.img", f"write -P 1 0 {size}")
+            self.resize(size + 512)
+            self.assertNotEqual(self.table()[0], before[0])
+            self.assert_reads("disk.img", b"\1" * size + bytes(512))
+            self.check("disk.img")
+            self.resize(8 * size)
+            self.io("disk.img", f"write -P 2 {size} {3 * size}")
+            content = b"\1" * size + b"\2" * (3 * size) + bytes(4 * size)
+            self.assert_reads("disk.img", content)
+            self.check("disk.img")
+            self.resize(2 * size, "--shrink")
+            self.resize(20 * size)
+            self.assert_reads("disk.img", content[:2 * size] + bytes(18 * size))
+            self.check("disk.img")
+
+    def test_every_chunk_of_the_larger_disk_gets_a_slot(self):
+        for _, size in self.each():
+            self.resize(size + 100 * KIB)
+            self.io("disk.img", f"write -P 7 0 {size + 100 * KIB}")
+            self.assert_reads("disk.img", b"\7" * (size + 100 * KIB))
+            self.check("disk.img")
+
+    def test_preallocation(self):
+        for name, size in self.each():
+            for step, mode in enumerate(("metadata", "falloc", "full"), 2):
+                self.resize(step * size, f"--preallocation={mode}")
+                self.assert_reads("disk.img", bytes(step * size))
+                self.check("disk.img")
+            storage = "data.raw" if os.path.exists("data.raw") else "disk.img"
+            self.assertGreaterEqual(allocated(storage), 2 * size, name)
+
+    def test_behind_a_longer_base_there_are_zeros(self):
+        write_file("base.raw", b"\xbb" * (16 * MIB))
+        for name, size in self.each(base="base.raw", base_fmt="raw"):
+            self.resize(16 * MIB)
+            self.assert_reads("disk.img", b"\xbb" * size + bytes(16 * MIB - size))
+            self.io("disk.img", f"write -P 3 {size - 1000} 2000")
+            content = bytearray(b"\xbb" * size + bytes(16 * MIB - size))
+            content[size - 1000:size + 1000] = b"\3" * 2000
+            self.assert_reads("disk.img", bytes(content))
+            self.check("disk.img")
+            self.assertTrue(name)
+
+    def test_a_full_bitmap_is_in_nobodys_way(self):
+        """Bits stand for blocks of the base, and what a disk grows by lies behind it."""
+        size = 4096 * 8 * 512
+        write_file("base.raw", b"\xbb" * (2 * size))
+        for options in ([], ["data_file=data.raw"], ["compact_image=on", "chunk_size=64k"]):
+            self.create("full.img", size, options=["block_size=512", "journal_size=256k", *options],
+                        base="base.raw", base_fmt="raw")
+            self.img("resize", "-f", FORMAT, "full.img", str(2 * size))
+            self.assert_reads("full.img", b"\xbb" * size + bytes(size))
+            self.check("full.img")
+
+    def test_while_a_guest_writes(self):
+        for name, size in self.each():
+            content = bytearray(4 * size)
+            daemon = Daemon(self, name=name.replace(" ", "-"))
+            daemon.command("blockdev-add", **image_node("disk.img", "disk0", FORMAT))
+            step = 0
+            for factor in (1, 1.2, 2, 3.9, 4):
+                step += 1
+                new = int(size * factor) // 512 * 512
+                daemon.command("block_resize", node_name="disk0", size=new)
+                client = daemon.export("disk0", socket=f"{name[:8].replace(' ', '-')}{step}.sock")
+                for place in (step * 70000, new - 5000):
+                    client.write(place, bytes([step]) * 5000)
+                    content[place:place + 5000] = bytes([step]) * 5000
+                client.flush()
+                self.assertEqual(client.read_all(), bytes(content[:new]))
+                client.close()
+                daemon.command("block-export-del", id="export-disk0", mode="hard")
+                daemon.monitor.wait("BLOCK_EXPORT_DELETED", id="export-disk0")
+                daemon.command("nbd-server-stop")
+            daemon.quit()
+            self.assert_reads("disk.img", bytes(content))
+            self.check("disk.img")
 
 
 @only_fvd

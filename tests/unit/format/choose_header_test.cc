@@ -83,7 +83,14 @@ Header rebased(uint64_t n) {
 
 class HeaderTear : public testing::TestWithParam<Header (*)(uint64_t)> {};
 
-INSTANTIATE_TEST_SUITE_P(, HeaderTear, testing::Values(marked, rebased));
+Header resized(uint64_t n) {
+    Header header = generation(n);
+    header.virtual_size /= 4;
+    header.base_size /= 4;
+    return header;
+}
+
+INSTANTIATE_TEST_SUITE_P(, HeaderTear, testing::Values(marked, rebased, resized));
 
 /** A cut during an update: any sectors of the new block over the old one. */
 TEST_P(HeaderTear, IsKnownForWhatItIs) {
@@ -111,9 +118,10 @@ TEST_P(HeaderTear, IsKnownForWhatItIs) {
 
 TEST(ChooseHeader, AnyOtherByteIsDamage) {
     const Block good(generation(7));
-    const char* const marking[] = {"base_img",       "base_img_fmt",       "stable_journal_epoch",
-                                   "clean_shutdown", "autoclear_features", "header_generation",
-                                   "header_crc32c"};
+    const char* const marking[] = {"virtual_disk_size",    "base_img",       "base_img_fmt",
+                                   "base_img_size",        "table_offset",   "table_size",
+                                   "stable_journal_epoch", "clean_shutdown", "autoclear_features",
+                                   "header_generation",    "header_crc32c"};
     for (size_t at = 0; at < kHeaderSize; ++at) {
         Block bad = good;
         bad[at] ^= std::byte{0x10};
