@@ -333,7 +333,7 @@ void ChunkAllocator::group_durable() {
 
 /* What is durable drains, what has drained is free. */
 void ChunkAllocator::advance() {
-    if (!draining_.empty() && in_flight_.former_is_empty()) {
+    if (!draining_.empty() && (in_flight_.former_is_empty() || FVD_PLANT(reuse_while_read))) {
         draining_.for_each_run([this](uint64_t begin, uint64_t end) {
             used_.remove(begin, end);
             stale_.add(begin, end);

@@ -243,6 +243,9 @@ Status Committer::commit_group() {
  * pending sets. True at the end of the bitmap. */
 bool Committer::collect(uint64_t* page) {
     group_.clear();
+    if (FVD_PLANT(bit_before_slot) && !bitmap_.collect(group_, page)) {
+        return false;
+    }
     uint64_t first_page = 0;
     if (!FVD_PLANT(forget_entry) && !table_.collect(group_, &first_page)) {
         return false;

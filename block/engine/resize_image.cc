@@ -9,6 +9,7 @@
 #include <cerrno>
 
 #include "fvd/base/arith.h"
+#include "fvd/base/plant.h"
 #include "fvd/engine/image.h"
 #include "fvd/format/limits.h"
 
@@ -58,7 +59,7 @@ Error Image::grow(uint64_t size, Preallocation mode) {
             header_.has_table() ? clear_tail(old_size, size) : lengthen_data(old_size, size, mode);
     }
     if (status.ok()) {
-        status = host_.flush(FVD_FILE_DATA);
+        status = flush(); /* a failure is every request's affair (R13) */
     }
     if (!status.ok()) {
         return Error::make(status.value(), "the data cannot be extended to %llu bytes",
@@ -295,6 +296,9 @@ Error Image::shrink(uint64_t size) {
         disk_size_ = old_size;
         tracked_size_ = old_tracked;
     };
+    if (FVD_PLANT(truncate_early) && !header_.has_table()) {
+        (void)host_.resize(FVD_FILE_DATA, header_.data_offset + size, FVD_PREALLOC_OFF).ok();
+    }
     const Status status =
         is_tracked() ? committer_.shrink_disk(change, undo) : committer_.grow_disk(change, undo);
     if (!status.ok()) {

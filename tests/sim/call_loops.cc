@@ -14,10 +14,13 @@ namespace {
  * w OFF LEN  write      W OFF LEN  write with FUA    r OFF LEN  read     z OFF LEN  zeroes
  * d OFF LEN  discard    f  flush   c  commit         t  time passes      o  close and open
  * O  the same, read-only between   x  power cut      k  kill             e  make empty
- * s  set base           q  check   Q  check -r       p  wait for all   Offsets in sectors; the disk
- * has 64, blocks 8. A first word of shape letters: D data file, 4 units of 4096, S short base, N no
- * base, P holes, B every block written apart (long groups), M many in flight, Z no cheap zeroes, -
- * nothing.
+ * s  set base           q  check   Q  check -r       p  wait for all   Y OFF LEN  zeroes that unmap
+ * g LEN  resize         a LEN  resize, preallocated  l  a device gets longer
+ * Offsets in sectors; the disk has 64, blocks and chunks 8. A first word of shape letters: D data
+ * file, 4 units of 4096, S short base, N no base, P holes, B every block written apart (long
+ * groups), M many in flight, Z no cheap zeroes, C compact, U on a used device, V on one of two
+ * chunks, G may grow to 80, T compact with a table that is full (8192 sectors), J without a gap for
+ * another, - nothing.
  */
 constexpr Scenario kScenarios[] = {
     {"open_close", "- o"},
@@ -79,6 +82,39 @@ constexpr Scenario kScenarios[] = {
     {"check_after_writes", "- w 0 8 f w 16 8 q"},
     {"check_repair", "- w 0 8 f k Q"},
     {"check_data_file", "D w 0 8 q Q"},
+    {"compact_open_close", "C o"},
+    {"compact_open_dirty", "C w 0 8 f k O"},
+    {"compact_write_chunk", "C w 0 8 f"},
+    {"compact_write_part", "C w 3 2 f"},
+    {"compact_write_across_chunks", "C w 4 16 f"},
+    {"compact_write_fua", "C W 3 2 W 3 2 W 20 2"},
+    {"compact_write_used_device", "CU w 3 2 f w 20 8 f"},
+    {"compact_write_no_base", "CN w 3 2 f w 40 8 f"},
+    {"compact_write_data_file", "CD w 3 2 f w 20 2 f"},
+    {"compact_storage_grows_late", "CV w 0 8 w 8 8 w 16 8 l w 16 8 f"},
+    {"compact_zero_chunk", "C w 0 16 f Y 0 8 f"},
+    {"compact_discard_and_reuse", "C w 0 24 f d 8 8 f w 40 8 f w 8 8 f"},
+    {"compact_discard_unflushed", "CU w 0 24 d 8 8 w 40 8 w 8 8 f"},
+    {"compact_discard_by_timer", "CU w 0 16 f d 0 8 t t r 0 16 w 32 8 f"},
+    {"compact_read_mixed", "C w 8 8 w 24 8 d 8 4 r 0 64"},
+    {"compact_make_empty", "C w 0 8 w 16 2 f e r 0 64 w 8 8 f"},
+    {"compact_many_in_flight", "CM w 0 8 w 4 8 d 8 8 r 0 32 w 8 8 w 3 2 f w 20 8 d 0 16 f r 0 64"},
+    {"compact_check_repair", "C w 0 8 f d 0 8 f k Q"},
+    {"compact_two_sessions_and_cut", "C w 0 8 f o d 0 8 w 8 8 f x w 16 8 f"},
+    {"grow", "G w 0 8 g 80 w 72 8 f"},
+    {"grow_no_base", "GN w 0 8 g 80 w 72 8 f"},
+    {"grow_data_file", "GD w 0 8 g 80 w 72 8 f"},
+    {"grow_in_session", "G w 0 8 f w 8 8 g 80 w 60 8 f x"},
+    {"shrink", "G w 0 64 f g 37 r 0 37 w 30 4 f"},
+    {"shrink_and_grow", "G w 0 64 f g 20 g 80 r 0 80 f x"},
+    {"compact_grow", "CG w 0 8 g 77 w 72 4 f"},
+    {"compact_grow_preallocated", "CG w 0 8 a 80 f"},
+    {"compact_shrink", "CG w 0 64 f g 37 r 0 37 w 30 4 f"},
+    {"compact_shrink_and_grow", "CGU w 0 64 f g 20 g 80 r 0 80 w 40 8 f x"},
+    {"compact_resize_many_in_flight",
+     "CGM w 0 16 f r 0 16 g 80 w 0 8 d 8 8 w 66 8 f g 48 r 0 16 f"},
+    {"table_moves", "T w 0 8 w 8184 8 g 8200 w 8192 8 f"},
+    {"table_moves_onto_slots", "TJ w 0 8 w 8184 8 g 8200 w 8192 8 f x"},
     {"two_sessions_and_cut", "- w 0 8 f o w 8 8 f x w 16 8 f"},
 };
 
@@ -98,7 +134,9 @@ constexpr Letter kLetters[] = {
     {'x', OpKind::cut, false, 0, 0},        {'k', OpKind::kill, false, 0, 0},
     {'e', OpKind::make_empty, false, 0, 0}, {'s', OpKind::set_base, false, 0, 0},
     {'q', OpKind::check, false, 0, 0},      {'Q', OpKind::check, false, 0, 1},
-    {'p', OpKind::pause, false, 0, 0},
+    {'p', OpKind::pause, false, 0, 0},      {'Y', OpKind::write_zeroes, true, FVD_REQ_MAY_UNMAP, 0},
+    {'g', OpKind::resize, false, 0, 0},     {'a', OpKind::resize, false, 0, FVD_PREALLOC_FALLOC},
+    {'l', OpKind::extend, false, 0, 2},
 };
 
 constexpr uint64_t kSector = 512;
@@ -128,6 +166,30 @@ void shape_letter(char letter, History& history) {
             break;
         case 'Z':
             shape.host_zeroes = false;
+            break;
+        case 'C':
+            shape.chunk_size = 8 * kSector;
+            break;
+        case 'U':
+            shape.used_storage = true;
+            break;
+        case 'V':
+            shape.used_storage = true;
+            shape.device_chunks = 2;
+            break;
+        case 'G':
+            shape.most_size = 80 * kSector;
+            break;
+        case 'T':
+            shape.chunk_size = 8 * kSector;
+            shape.virtual_size = 8192 * kSector;
+            shape.most_size = 8200 * kSector;
+            shape.cell_size = shape.request_align = 4096;
+            shape.device_unit = shape.journal_unit = 4096;
+            shape.budget = 4;
+            break;
+        case 'J':
+            shape.journal_units = 252;
             break;
         case 'B': /* every second block of many small ones: a record each, several units a group */
             shape.block_size = kSector;
@@ -164,6 +226,10 @@ History history_of(const Scenario& scenario) {
                 op.kind = letter.kind;
                 op.flags = letter.flags;
                 op.a = letter.a;
+                if (letter.kind == OpKind::resize) {
+                    words >> op.length;
+                    op.length *= kSector;
+                }
                 if (letter.ranged) {
                     words >> op.offset >> op.length;
                     op.offset *= kSector;

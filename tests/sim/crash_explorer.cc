@@ -11,13 +11,11 @@ namespace fvd::sim {
 
 void CrashExplorer::begin(const SimDisk& image, const SimDisk& data,
                           const std::vector<std::byte>* base, bool separate_data,
-                          ReferenceDisk* reference, uint64_t virtual_size,
-                          const ExplorerOptions& options, uint64_t seed) {
+                          ReferenceDisk* reference, const ExplorerOptions& options, uint64_t seed) {
     medium_.load(image, data);
     base_ = base;
     separate_data_ = separate_data;
     reference_ = reference;
-    virtual_size_ = virtual_size;
     options_ = options;
     rng_ = Rng(mix(seed, 0xC07));
     world_salt_ = 0;
@@ -26,9 +24,9 @@ void CrashExplorer::begin(const SimDisk& image, const SimDisk& data,
         seen_.clear();
     }
     for (Depth& depth : depths_) {
-        depth.content.bytes.assign(virtual_size, std::byte{0});
+        depth.content.bytes.assign(reference->most(), std::byte{0});
     }
-    scratch_.bytes.assign(virtual_size, std::byte{0});
+    scratch_.bytes.assign(reference->most(), std::byte{0});
 }
 
 std::vector<Candidate> CrashExplorer::candidates_of(const SimDisk& image, const SimDisk& data) {
@@ -144,7 +142,9 @@ bool CrashExplorer::open_read_only(int depth) {
         const Error error = image.start(StartMode::read_only); /* loads first */
         if (!error.ok()) {
             fine = broken("P5", std::string("a read-only open after a cut failed: ") + error.text);
-        } else if (!image.read(0, virtual_size_, {&here.content, 0}, 0).ok()) {
+        } else if (here.size = image.header().virtual_size; !reference_->legal_size(here.size)) {
+            fine = broken("P1", "after a cut the disk has " + std::to_string(here.size) + " bytes");
+        } else if (!read_all(image, here.size, here.content)) {
             fine = broken("P5", "a read after a cut failed (read-only)");
         } else {
             (void)image.stop().ok();
@@ -160,7 +160,7 @@ bool CrashExplorer::open_read_only(int depth) {
     if (!fine) {
         return false;
     }
-    return depth == 0 ? judge_content(here.content, "read-only, after a cut")
+    return depth == 0 ? judge_content(here.content, here.size, "read-only, after a cut")
                       : same_content(depth, here.content, "read-only, after a cut during recovery");
 }
 
@@ -195,20 +195,30 @@ bool CrashExplorer::open_writable(int depth) {
     if (!host.misbehaviour().empty()) {
         return broken("I11", host.misbehaviour());
     }
-    if (!image.read(0, virtual_size_, {&scratch_, 0}, 0).ok()) {
+    const uint64_t size = image.header().virtual_size;
+    if (size != here.size) {
+        return broken("P5", "a read-only and a writable open of one image show different sizes");
+    }
+    if (!read_all(image, size, scratch_)) {
         return broken("P5", "a read after recovery failed");
     }
     if (!equal_bytes(scratch_, here.content)) {
-        (void)judge_content(scratch_, "after recovery");
+        (void)judge_content(scratch_, size, "after recovery");
         return broken("P5", "a read-only and a writable open of one image show different content");
     }
     return true;
 }
 
-bool CrashExplorer::judge_content(const GuestMemory& content, const char* how) {
+/* What lies behind the end of the disk is zeros, so that contents can be compared. */
+bool CrashExplorer::read_all(Image& image, uint64_t size, GuestMemory& content) {
+    std::memset(content.bytes.data() + size, 0, content.bytes.size() - size);
+    return image.read(0, size, {&content, 0}, 0).ok();
+}
+
+bool CrashExplorer::judge_content(const GuestMemory& content, uint64_t disk_size, const char* how) {
     const size_t size = reference_->cell_size();
     const std::byte* bytes = content.bytes.data();
-    for (uint64_t cell = 0; cell < reference_->cells(); cell++, bytes += size) {
+    for (uint64_t cell = 0; cell < disk_size / size; cell++, bytes += size) {
         const Value seen = stamp::read(bytes, size, cell);
         if (reference_->legal_after_cut(cell, seen)) [[likely]] {
             continue;
@@ -223,6 +233,9 @@ bool CrashExplorer::judge_content(const GuestMemory& content, const char* how) {
 
 bool CrashExplorer::same_content(int depth, const GuestMemory& content, const char* how) {
     const GuestMemory& above = depths_[static_cast<size_t>(depth) - 1].content;
+    if (depths_[static_cast<size_t>(depth)].size != depths_[static_cast<size_t>(depth) - 1].size) {
+        return broken("P5", "a cut during a recovery changes the size of the disk");
+    }
     if (equal_bytes(content, above)) {
         return true;
     }
@@ -258,7 +271,8 @@ bool CrashExplorer::cut_recovery(int depth) {
         return true;
     }
     Depth& here = depths_[static_cast<size_t>(depth)];
-    here.content_hash = content_hash(here.content.bytes.data(), here.content.bytes.size());
+    here.content_hash =
+        mix(content_hash(here.content.bytes.data(), here.content.bytes.size()), here.size);
     std::vector<Candidate> candidates;
     WriteLog settled; /* to take the durable part back */
     bool fine = true;

@@ -13,6 +13,7 @@
 
 #include "cut_states.h"
 #include "direct_host.h"
+#include "fvd/engine/image.h"
 #include "medium.h"
 #include "reference_disk.h"
 
@@ -43,8 +44,8 @@ class CrashExplorer {
 
     /** Start over with a new world. */
     void begin(const SimDisk& image, const SimDisk& data, const std::vector<std::byte>* base,
-               bool separate_data, ReferenceDisk* reference, uint64_t virtual_size,
-               const ExplorerOptions& options, uint64_t seed);
+               bool separate_data, ReferenceDisk* reference, const ExplorerOptions& options,
+               uint64_t seed);
     /** The power may fail now. */
     void explore(SimDisk& image, SimDisk& data);
     /** The base was written to: nothing seen before counts. */
@@ -61,6 +62,7 @@ class CrashExplorer {
     struct Depth {
         WriteLog log;
         GuestMemory content; /* what the guest sees here; deeper ones must see the same */
+        uint64_t size = 0;   /* of its disk; zeros follow */
         uint64_t content_hash = 0;
     };
 
@@ -69,7 +71,8 @@ class CrashExplorer {
     bool open_read_only(int depth);
     bool run_check();
     bool open_writable(int depth);
-    bool judge_content(const GuestMemory& content, const char* how);
+    static bool read_all(Image& image, uint64_t size, GuestMemory& content);
+    bool judge_content(const GuestMemory& content, uint64_t disk_size, const char* how);
     bool same_content(int depth, const GuestMemory& content, const char* how);
     bool cut_recovery(int depth);
     bool cut_step(int depth, std::vector<Candidate>& candidates);
@@ -80,7 +83,6 @@ class CrashExplorer {
     const std::vector<std::byte>* base_ = nullptr;
     bool separate_data_ = false;
     ReferenceDisk* reference_ = nullptr;
-    uint64_t virtual_size_ = 0;
     ExplorerOptions options_;
     Rng rng_{0};
     uint64_t world_salt_ = 0;

@@ -140,12 +140,17 @@ class DamagedImages {
             return {}; /* detected */
         }
         GuestMemory memory;
-        memory.bytes.resize(world_.shape().virtual_size);
-        if (!image.read(0, world_.shape().virtual_size, {&memory, 0}, 0).ok()) {
+        const uint64_t disk_size = image.header().virtual_size;
+        memory.bytes.resize(disk_size);
+        if (!image.read(0, disk_size, {&memory, 0}, 0).ok()) {
             return {};
         }
         const uint32_t size = world_.shape().cell_size;
-        for (uint64_t cell = 0; cell < world_.reference().cells(); cell++) {
+        if (!world_.reference().legal_size(disk_size)) {
+            return Violation{"P9", "undetected damage (" + harm.text + "): the disk has " +
+                                       std::to_string(disk_size) + " bytes"};
+        }
+        for (uint64_t cell = 0; cell < disk_size / size; cell++) {
             const Value seen = stamp::read(&memory.bytes[cell * size], size, cell);
             /* Where the last group took a slot away, losing it gives the slot back to a chunk
              * whose it is no more: no format can tell that either. */

@@ -27,16 +27,18 @@ struct ShapeField {
     }
 
 constexpr ShapeField kShapeFields[] = {
-    FVD_SHAPE_FIELD(virtual_size),  FVD_SHAPE_FIELD(has_base),
-    FVD_SHAPE_FIELD(chunk_size),    FVD_SHAPE_FIELD(grow_chunks),
-    FVD_SHAPE_FIELD(used_storage),  FVD_SHAPE_FIELD(base_size),
-    FVD_SHAPE_FIELD(block_size),    FVD_SHAPE_FIELD(journal_unit),
-    FVD_SHAPE_FIELD(journal_units), FVD_SHAPE_FIELD(device_unit),
-    FVD_SHAPE_FIELD(cell_size),     FVD_SHAPE_FIELD(request_align),
-    FVD_SHAPE_FIELD(separate_data), FVD_SHAPE_FIELD(presets),
-    FVD_SHAPE_FIELD(host_discards), FVD_SHAPE_FIELD(host_zeroes),
-    FVD_SHAPE_FIELD(depth),         FVD_SHAPE_FIELD(explore_percent),
-    FVD_SHAPE_FIELD(budget),        FVD_SHAPE_FIELD(nested_percent),
+    FVD_SHAPE_FIELD(virtual_size),    FVD_SHAPE_FIELD(has_base),
+    FVD_SHAPE_FIELD(chunk_size),      FVD_SHAPE_FIELD(grow_chunks),
+    FVD_SHAPE_FIELD(used_storage),    FVD_SHAPE_FIELD(base_size),
+    FVD_SHAPE_FIELD(block_size),      FVD_SHAPE_FIELD(journal_unit),
+    FVD_SHAPE_FIELD(journal_units),   FVD_SHAPE_FIELD(device_unit),
+    FVD_SHAPE_FIELD(cell_size),       FVD_SHAPE_FIELD(request_align),
+    FVD_SHAPE_FIELD(separate_data),   FVD_SHAPE_FIELD(presets),
+    FVD_SHAPE_FIELD(host_discards),   FVD_SHAPE_FIELD(host_zeroes),
+    FVD_SHAPE_FIELD(slow_reads),      FVD_SHAPE_FIELD(most_size),
+    FVD_SHAPE_FIELD(device_chunks),   FVD_SHAPE_FIELD(depth),
+    FVD_SHAPE_FIELD(explore_percent), FVD_SHAPE_FIELD(budget),
+    FVD_SHAPE_FIELD(nested_percent),
 };
 #undef FVD_SHAPE_FIELD
 

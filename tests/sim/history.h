@@ -30,6 +30,8 @@ enum class OpKind : uint8_t {
     pause,
     fault,
     no_memory,
+    resize,
+    extend,
     count,
 };
 
@@ -45,6 +47,7 @@ struct Op {
 
 struct Shape {
     uint64_t virtual_size = 65536;
+    uint64_t most_size = 0; /* the disk may grow to this; 0: it keeps its size */
     bool has_base = true;
     uint64_t base_size = 65536;
     uint64_t block_size = 4096;
@@ -54,14 +57,15 @@ struct Shape {
     uint32_t cell_size = 512;
     uint32_t request_align = 512;
     bool separate_data = false;
-    bool presets = false;      /* the base has holes, found at create */
-    bool host_discards = true; /* discard makes zeros, else nothing */
-    bool host_zeroes = true;   /* write_zeroes works without writing buffers */
-    uint64_t chunk_size = 0;   /* 0: a linear image */
-    uint64_t grow_chunks = 1;  /* storage grows by so many */
-    bool used_storage =
-        false;          /* storage of full size from the start, full of old bytes: a device */
-    uint32_t depth = 1; /* requests in flight */
+    bool presets = false;       /* the base has holes, found at create */
+    bool host_discards = true;  /* discard makes zeros, else nothing */
+    bool host_zeroes = true;    /* write_zeroes works without writing buffers */
+    uint64_t chunk_size = 0;    /* 0: a linear image */
+    uint64_t grow_chunks = 1;   /* storage grows by so many */
+    bool used_storage = false;  /* storage is a device: full of old bytes, and of its full size */
+    uint64_t device_chunks = 0; /* or of this, and longer only when somebody extends it */
+    uint32_t slow_reads = 0;    /* percent of reads that nearly everything overtakes */
+    uint32_t depth = 1;         /* requests in flight */
     uint32_t explore_percent = 100; /* of moments at which the pending writes changed */
     uint32_t budget = 40;
     uint32_t nested_percent = 25;
@@ -76,6 +80,11 @@ struct History {
     /** False when a line is not understood; @p error says which. */
     static bool parse(const std::string& text, History* history, std::string* error);
 };
+
+/** The largest disk that there can be. */
+inline uint64_t most_size(const Shape& shape) {
+    return shape.most_size > shape.virtual_size ? shape.most_size : shape.virtual_size;
+}
 
 std::string op_text(const Op& op);
 

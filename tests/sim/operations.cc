@@ -16,18 +16,19 @@ namespace {
 
 void draw_range(Rng& rng, const Shape& shape, Op& op) {
     const uint64_t align = shape.request_align;
-    const uint64_t slots = shape.virtual_size / align;
+    const uint64_t disk = most_size(shape);
+    const uint64_t slots = disk / align;
     const uint64_t block = std::max<uint64_t>(shape.block_size, align);
     uint64_t length = align * rng.between(1, std::min<uint64_t>(slots, 8));
     if (rng.chance(30)) {
         length = block * rng.between(1, 4); /* whole blocks */
     } else if (rng.chance(5)) {
-        length = shape.virtual_size / 2;
+        length = disk / 2;
     }
     length = std::min(std::max(length / align, uint64_t{1}), slots) * align;
     uint64_t offset = rng.below(slots - length / align + 1) * align;
     if (rng.chance(40)) {
-        offset = std::min(offset / block * block / align * align, shape.virtual_size - length);
+        offset = std::min(offset / block * block / align * align, disk - length);
     }
     op.offset = offset;
     op.length = length;
@@ -47,6 +48,19 @@ void draw_zeroes(Rng& rng, const Shape& shape, Op& op) {
 void draw_nothing(Rng&, const Shape&, Op&) {
 }
 
+/* Often by little, across the end of a chunk or not at all. */
+void draw_resize(Rng& rng, const Shape& shape, Op& op) {
+    const uint64_t align = std::max<uint64_t>(shape.request_align, 512);
+    const uint64_t most = most_size(shape) / align;
+    const uint64_t least = shape.virtual_size / align / 2;
+    op.length = rng.between(std::min(least, most), most) * align;
+    op.a = rng.chance(70) ? 0 : rng.below(4);
+}
+
+void draw_extend(Rng& rng, const Shape&, Op& op) {
+    op.a = rng.between(1, 3);
+}
+
 void draw_tick(Rng& rng, const Shape&, Op& op) {
     op.a = rng.between(1, 9000);
 }
@@ -62,8 +76,12 @@ void draw_check(Rng& rng, const Shape&, Op& op) {
 void draw_fault(Rng& rng, const Shape&, Op& op) {
     constexpr uint32_t everything = 0xFF & ~(1u << static_cast<unsigned>(CallKind::allocate));
     const auto bit = [](CallKind kind) { return 1u << static_cast<unsigned>(kind); };
-    const uint32_t choices[] = {bit(CallKind::write), bit(CallKind::flush), bit(CallKind::read),
-                                bit(CallKind::write_zeroes) | bit(CallKind::discard), everything};
+    const uint32_t choices[] = {bit(CallKind::write),
+                                bit(CallKind::flush),
+                                bit(CallKind::read),
+                                bit(CallKind::write_zeroes) | bit(CallKind::discard),
+                                bit(CallKind::resize) | bit(CallKind::length),
+                                everything};
     op.a = rng.pick(choices);
     op.b = rng.chance(25) ? 1 : 0;             /* for ever */
     op.offset = rng.chance(30) ? ENOSPC : EIO; /* errno */
@@ -73,6 +91,23 @@ void draw_fault(Rng& rng, const Shape&, Op& op) {
 }
 
 /* ------------------------------------------------------------------ running */
+
+/** The part of a request that lies on the disk, while it is in flight. */
+class Request {
+  public:
+    Request(World& world, const Op& whole) : op(world.begin_request(whole)), world_(world) {}
+    ~Request() {
+        if (op.length != 0) {
+            world_.end_request(op);
+        }
+    }
+    Request(const Request&) = delete;
+    Request& operator=(const Request&) = delete;
+    const Op op;
+
+  private:
+    World& world_;
+};
 
 Value value_of(const Op& op) {
     return static_cast<Value>(op.number + 1);
@@ -111,7 +146,12 @@ Status pass_or(World& world, const Op& op, bool write, GuestMemory& memory) {
                  : world.image().read(op.offset, op.length, {&memory, 0}, op.flags);
 }
 
-void run_write(World& world, const Op& op) {
+void run_write(World& world, const Op& whole) {
+    const Request request(world, whole);
+    const Op& op = request.op;
+    if (op.length == 0) {
+        return;
+    }
     GuestMemory memory;
     fill(world, op, value_of(op), memory);
     const uint64_t ticket = world.reference().write_begins(op.offset, op.length, value_of(op));
@@ -119,7 +159,12 @@ void run_write(World& world, const Op& op) {
     end_write(world, op, ticket, status);
 }
 
-void run_read(World& world, const Op& op) {
+void run_read(World& world, const Op& whole) {
+    const Request request(world, whole);
+    const Op& op = request.op;
+    if (op.length == 0) {
+        return;
+    }
     GuestMemory memory;
     memory.bytes.assign(op.length, std::byte{0xEE});
     world.reference().read_begins();
@@ -133,7 +178,12 @@ void run_read(World& world, const Op& op) {
 }
 
 /* As QEMU does: where zeros cannot be written cheaply, a buffer of zeros is. */
-void run_zeroes(World& world, const Op& op) {
+void run_zeroes(World& world, const Op& whole) {
+    const Request request(world, whole);
+    const Op& op = request.op;
+    if (op.length == 0) {
+        return;
+    }
     const uint64_t ticket = world.reference().write_begins(op.offset, op.length, kZero);
     Status status = world.image().write_zeroes(op.offset, op.length, op.flags);
     if (status.value() == -ENOTSUP) {
@@ -145,7 +195,12 @@ void run_zeroes(World& world, const Op& op) {
 }
 
 /* Only advice: afterwards there are zeros, or what was there. */
-void run_discard(World& world, const Op& op) {
+void run_discard(World& world, const Op& whole) {
+    const Request request(world, whole);
+    const Op& op = request.op;
+    if (op.length == 0) {
+        return;
+    }
     const uint64_t ticket = world.reference().write_begins(op.offset, op.length, kZero);
     const Status status = world.image().discard(op.offset, op.length);
     world.reference().write_ends(ticket, op.offset, op.length, ReferenceDisk::Result::uncertain);
@@ -223,6 +278,17 @@ void run_no_memory(World& world, const Op& op) {
     world.finished(op, "ok");
 }
 
+void run_resize(World& world, const Op& op) {
+    world.resize(op);
+}
+
+void run_extend(World& world, const Op& op) {
+    if (world.shape().device_chunks != 0) {
+        world.extend(op.a);
+    }
+    world.finished(op, "ok");
+}
+
 /* In the order of OpKind. A cut of the power and a kill of the process are no requests: the
  * scheduler does them. */
 constexpr Operation kOperations[] = {
@@ -243,6 +309,8 @@ constexpr Operation kOperations[] = {
     {"pause", true, 1, draw_nothing, run_pause},
     {"fault", false, 1, draw_fault, run_fault},
     {"no_memory", false, 1, draw_nothing, run_no_memory},
+    {"resize", false, 2, draw_resize, run_resize},
+    {"extend", false, 3, draw_extend, run_extend},
 };
 static_assert(std::size(kOperations) == static_cast<size_t>(OpKind::count));
 

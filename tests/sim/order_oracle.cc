@@ -3,11 +3,63 @@
 
 #include <algorithm>
 
+#include "fvd/base/bytes.h"
+#include "rng.h"
+
 namespace fvd::sim {
 
-void OrderOracle::begin_image(const Header& header) {
+void OrderOracle::follow_header(const Header& header) {
     header_ = header;
     regions_ = regions_of(header);
+    table_.resize(header.table_size / sizeof(uint32_t), kNotStored);
+    /* A disk that is made smaller gives up the slots behind its end without a record. */
+    for (uint64_t chunk = header.chunk_count(); chunk < table_.size(); chunk++) {
+        follow_entry(chunk, kNotStored);
+    }
+}
+
+/* A slot that is given up has to be written anew before it can show anything. */
+void OrderOracle::follow_entry(uint64_t chunk, uint32_t entry) {
+    if (table_[chunk] != kNotStored && table_[chunk] != entry) {
+        const ByteRange slot = slot_bytes(table_[chunk]);
+        for (uint64_t u = slot.begin / data_.unit(); u * data_.unit() < slot.end; u++) {
+            data_.forget_written(u);
+        }
+    }
+    table_[chunk] = entry;
+}
+
+/* The last one that was written may have been lost. */
+void OrderOracle::look_at_header() {
+    std::vector<std::byte> start(kHeaderRegionSize);
+    image_.read(0, start);
+    if (const Result<ChosenHeader> chosen = choose_header(start); chosen.ok()) {
+        follow_header(chosen.value().header);
+    }
+}
+
+void OrderOracle::load_table() {
+    const auto home = durable_bytes(header_.table_offset, table_.size() * sizeof(uint32_t));
+    for (size_t chunk = 0; chunk < table_.size(); chunk++) {
+        table_[chunk] = load_le<uint32_t>(home, chunk * sizeof(uint32_t));
+    }
+}
+
+void OrderOracle::session_begins(const Header& header) {
+    follow_header(header);
+    load_table();
+    set_resizing(false);
+}
+
+void OrderOracle::set_resizing(bool resizing) {
+    resizing_ = resizing;
+    moving_ = {};
+}
+
+void OrderOracle::begin_image(const Header& header, uint64_t most_size) {
+    most_size_ = most_size;
+    follow_header(header);
+    load_table();
     image_.forget_written();
     data_.forget_written();
     /* Blocks that create said are here: their zeros are as durable as anything written. */
@@ -27,7 +79,9 @@ bool OrderOracle::condition_failed(const Image& image) {
 }
 
 bool OrderOracle::is_metadata(File file, uint64_t offset) const {
-    return file == FVD_FILE_IMAGE && offset < std::max(regions_.journal.end, regions_.header.end);
+    const bool in_table = offset >= regions_.table.begin && offset < regions_.table.end;
+    return file == FVD_FILE_IMAGE &&
+           (in_table || offset < std::max(regions_.journal.end, regions_.header.end));
 }
 
 std::optional<Violation> OrderOracle::write_enters(File file, uint64_t offset, ConstBytes bytes) {
@@ -36,11 +90,7 @@ std::optional<Violation> OrderOracle::write_enters(File file, uint64_t offset, C
     }
     const ByteRange range{offset, offset + bytes.size()};
     if (file == FVD_FILE_DATA) {
-        if (!regions_.data.contains(range)) {
-            return Violation{"I11", "guest data is written outside of the data region, at offset " +
-                                        std::to_string(offset)};
-        }
-        return {};
+        return judge_data(range);
     }
     if (range.begin < kHeaderRegionSize && range.end <= kHeaderRegionSize) {
         return judge_header(offset, bytes);
@@ -54,9 +104,58 @@ std::optional<Violation> OrderOracle::write_enters(File file, uint64_t offset, C
     if (regions_.table.contains(range)) {
         return {};
     }
-    return Violation{"I11", "metadata is written outside of its region, at offset " +
-                                std::to_string(offset) + ", " + std::to_string(bytes.size()) +
-                                " bytes"};
+    return judge_elsewhere(range, bytes);
+}
+
+bool OrderOracle::touches_region(const ByteRange& range) const {
+    return range.overlaps(regions_.header) || range.overlaps(regions_.bitmap) ||
+           range.overlaps(regions_.table) || range.overlaps(regions_.journal);
+}
+
+ByteRange OrderOracle::slot_bytes(uint32_t slot) const {
+    const uint64_t begin = header_.data_offset + slot * header_.chunk_size;
+    return {begin, begin + header_.chunk_size};
+}
+
+OrderOracle::Verdict OrderOracle::judge_data(const ByteRange& range) const {
+    const uint64_t end = header_.has_table() ? data_.capacity() : header_.data_offset + most_size_;
+    const bool in_region =
+        !header_.has_data_file() && (touches_region(range) || range.overlaps(moving_));
+    if (range.begin < header_.data_offset || range.end > end || in_region) {
+        return Violation{"I11", "guest data is written outside of the data region, at offset " +
+                                    std::to_string(range.begin)};
+    }
+    return {};
+}
+
+/* A larger table, or zeros over a former one: where no region is, and no chunk. */
+OrderOracle::Verdict OrderOracle::judge_elsewhere(const ByteRange& range, ConstBytes bytes) {
+    bool taken = touches_region(range);
+    for (const uint32_t entry : table_) {
+        taken = taken || (entry != kNotStored && !header_.has_data_file() &&
+                          range.overlaps(slot_bytes(entry)));
+    }
+    if (!resizing_ || !header_.has_table() || taken) {
+        return Violation{"I11", "metadata is written outside of its region, at offset " +
+                                    std::to_string(range.begin) + ", " +
+                                    std::to_string(bytes.size()) + " bytes"};
+    }
+    moving_ = moving_.empty() ? range
+                              : ByteRange{std::min(moving_.begin, range.begin),
+                                          std::max(moving_.end, range.end)};
+    return {};
+}
+
+/* On the medium as it was written last. */
+bool OrderOracle::is_durable(uint64_t unit) const {
+    const auto found = image_.uncertain().find(unit);
+    bool durable = true;
+    if (found != image_.uncertain().end()) {
+        for (const UnitVersion& version : found->second) {
+            durable = durable && version.hash == image_.durable_hash(unit);
+        }
+    }
+    return durable;
 }
 
 std::vector<std::byte> OrderOracle::durable_bytes(uint64_t offset, uint64_t length) const {
@@ -74,13 +173,8 @@ std::vector<std::byte> OrderOracle::durable_bytes(uint64_t offset, uint64_t leng
 bool OrderOracle::header_is_good(uint64_t offset) const {
     const uint32_t unit = image_.unit();
     for (uint64_t u = offset / unit; u * unit < offset + kHeaderSize; u++) {
-        const auto found = image_.uncertain().find(u);
-        if (found != image_.uncertain().end()) {
-            for (const UnitVersion& version : found->second) {
-                if (version.hash != image_.durable_hash(u)) {
-                    return false;
-                }
-            }
+        if (!is_durable(u)) {
+            return false;
         }
     }
     return decode_header(durable_bytes(offset, kHeaderSize)).ok();
@@ -97,6 +191,22 @@ OrderOracle::Verdict OrderOracle::judge_header(uint64_t offset, ConstBytes bytes
                                    ? "the primary header is written before its copy is durable"
                                    : "the header copy is written while the primary is not durable"};
     }
+    const Result<Header> fresh = decode_header(bytes);
+    if (!fresh.ok()) {
+        return Violation{"I11", "an invalid header is written"};
+    }
+    const Header before = header_;
+    follow_header(fresh.value());
+    const bool moved = header_.table_offset != before.table_offset;
+    for (uint64_t u = regions_.table.begin / image_.unit();
+         moved && u * image_.unit() < regions_.table.end; u++) {
+        if (!is_durable(u)) {
+            return Violation{"R14", "the header names a table that is not durable"};
+        }
+    }
+    if (header_.journal_epoch != before.journal_epoch) {
+        load_table(); /* all is at home, and records of a group that failed never were */
+    }
     return {};
 }
 
@@ -106,21 +216,47 @@ bool OrderOracle::home_bit(uint64_t block) const {
     return (static_cast<unsigned>(unit[at % image_.unit()]) >> (block % 8) & 1u) != 0;
 }
 
-OrderOracle::Verdict OrderOracle::judge_exposed(BlockRange blocks, const char* what) {
-    if (header_.has_table()) {
-        return {}; /* where its data is only the table of that moment knows; cuts show it */
+std::optional<ByteRange> OrderOracle::place_of(uint64_t begin, uint64_t end) const {
+    if (!header_.has_table()) {
+        return ByteRange{header_.data_offset + begin, header_.data_offset + end};
     }
+    const uint32_t slot = table_[begin / header_.chunk_size];
+    if (slot == kNotStored) {
+        return {}; /* zeros, as durable as the entry */
+    }
+    const uint64_t at = slot_bytes(slot).begin + begin % header_.chunk_size;
+    return ByteRange{at, at + (end - begin)};
+}
+
+OrderOracle::Verdict OrderOracle::judge_exposed(BlockRange blocks, const char* what) {
     const uint64_t end_of_blocks = std::min(header_.base_size, header_.virtual_size);
     for (uint64_t b = blocks.begin.value; b < blocks.end.value; b++) {
-        const uint64_t begin = header_.data_offset + b * header_.block_size;
-        const uint64_t end =
-            header_.data_offset + std::min((b + 1) * header_.block_size, end_of_blocks);
-        for (uint64_t u = begin / data_.unit(); u * data_.unit() < end; u++) {
-            if (!data_.written(u)) {
+        const uint64_t begin = b * header_.block_size;
+        const auto place = place_of(begin, std::min(begin + header_.block_size, end_of_blocks));
+        for (uint64_t u = place ? place->begin / data_.unit() : 0;
+             place && u * data_.unit() < place->end; u++) {
+            /* A slot is zeros before it is anything else; those need not have been written, and a
+             * block may be here because it is zeros. */
+            const std::byte* bytes = data_.durable(u);
+            const bool zeros = header_.has_table() &&
+                               std::all_of(bytes, bytes + data_.unit(),
+                                           [](std::byte one) { return one == std::byte{0}; });
+            if (!data_.written(u) && !zeros) {
                 return Violation{"R1", std::string(what) + " exposes block " + std::to_string(b) +
                                            " before its data is durable"};
             }
         }
+    }
+    return {};
+}
+
+OrderOracle::Verdict OrderOracle::judge_entries(const JournalRecord& record) {
+    for (uint64_t i = 0; i < record.entry_count(); i++) {
+        const uint64_t chunk = record.first_chunk.value + i;
+        if (chunk >= table_.size()) {
+            return Violation{"I2", "a record names chunk " + std::to_string(chunk)};
+        }
+        follow_entry(chunk, record.entry(i));
     }
     return {};
 }
@@ -163,8 +299,17 @@ OrderOracle::Verdict OrderOracle::judge_unit(uint64_t place, ConstBytes bytes) {
     }
     size_t position = 0;
     JournalRecord record;
+    const UnitHeader& unit = fresh->header();
+    const uint64_t group = mix(unit.epoch, unit.sequence - unit.group_index) | 1;
     while (fresh->next(&position, &record)) {
-        if (auto broken = judge_exposed(record.blocks, "a journal record")) {
+        const bool is_bits = record.kind == JournalRecord::Kind::bitmap;
+        if (!is_bits && bits_in_group_ == group) {
+            return Violation{"R1", "in a group a bit stands before an entry of the table"};
+        }
+        bits_in_group_ = is_bits ? group : bits_in_group_;
+        auto broken =
+            is_bits ? judge_exposed(record.blocks, "a journal record") : judge_entries(record);
+        if (broken) {
             return broken;
         }
     }

@@ -7,9 +7,9 @@
 
 namespace fvd::sim {
 
-ReferenceDisk::ReferenceDisk(uint64_t size, uint32_t cell_size)
-    : cell_size_(cell_size), cells_(size / cell_size) {
-    FVD_ASSERT(size % cell_size == 0);
+ReferenceDisk::ReferenceDisk(uint64_t size, uint64_t most, uint32_t cell_size)
+    : cell_size_(cell_size), size_(size), other_size_(size), cells_(most / cell_size) {
+    FVD_ASSERT(size % cell_size == 0 && most % cell_size == 0 && size <= most);
     for (uint64_t cell = 0; cell < cells_.size(); cell++) {
         set_initial(cell, kZero);
     }
@@ -22,6 +22,23 @@ void ReferenceDisk::set_initial(uint64_t cell, Value value) {
     first.returned = 0;
     cells_[cell].writes.assign(1, first);
     cells_[cell].legal_known = false;
+    expectation_++;
+}
+
+void ReferenceDisk::resize_begins(uint64_t size) {
+    FVD_ASSERT(size % cell_size_ == 0 && size <= most());
+    other_size_ = size;
+    expectation_++;
+}
+
+/* What lies behind the end is forgotten only when it cannot come back. */
+void ReferenceDisk::resize_ends(uint64_t size, bool certain) {
+    other_size_ = certain ? size : size == size_ ? other_size_ : size_;
+    size_ = size;
+    for (uint64_t cell = std::max(size_, other_size_) / cell_size_; cell < cells_.size(); cell++) {
+        settle(cell, kZero);
+        cells_[cell].written = false;
+    }
     expectation_++;
 }
 
@@ -188,6 +205,7 @@ bool ReferenceDisk::legal_after_cut(uint64_t cell, Value value) {
 
 uint64_t ReferenceDisk::exact_expectation() {
     uint64_t sum = 0;
+    sum = mix(size_, other_size_);
     for (uint64_t cell = 0; cell < cells_.size(); cell++) {
         uint64_t values = 0;
         for (const Value value : legal_after_cut(cell)) {

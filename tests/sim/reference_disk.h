@@ -21,11 +21,20 @@ namespace fvd::sim {
 
 class ReferenceDisk {
   public:
-    ReferenceDisk(uint64_t size, uint32_t cell_size);
+    /** A disk of @p size bytes that may grow to @p most. */
+    ReferenceDisk(uint64_t size, uint64_t most, uint32_t cell_size);
 
-    uint64_t size() const { return cells_.size() * cell_size_; }
+    /** What the guest has; cells behind it read as zeros should they come to be. */
+    uint64_t size() const { return size_; }
+    uint64_t most() const { return cells_.size() * cell_size_; }
     uint32_t cell_size() const { return cell_size_; }
-    uint64_t cells() const { return cells_.size(); }
+    uint64_t cells() const { return size_ / cell_size_; }
+
+    /** The disk is about to get another size: a cut may show either. */
+    void resize_begins(uint64_t size);
+    /** It has @p size now. Unless that is certain, a cut may still show the other one. */
+    void resize_ends(uint64_t size, bool certain);
+    bool legal_size(uint64_t size) const { return size == size_ || size == other_size_; }
 
     /** Content before anybody wrote. */
     void set_initial(uint64_t cell, Value value);
@@ -88,6 +97,8 @@ class ReferenceDisk {
     void prune(Cell& cell);
 
     uint32_t cell_size_;
+    uint64_t size_;
+    uint64_t other_size_; /* the same, where it is certain */
     std::vector<Cell> cells_;
     std::vector<uint64_t> unsettled_; /* cells with writes that are not durable */
     uint64_t clock_ = 0;

@@ -20,6 +20,29 @@ void SimDisk::check_range(uint64_t offset, uint64_t length) const {
     FVD_ASSERT(offset <= medium_.size() && length <= medium_.size() - offset);
 }
 
+void SimDisk::set_length(uint64_t length) {
+    for (uint64_t at = length; at < length_; at = (at / unit_ + 1) * unit_) {
+        forget_end(at / unit_, at % unit_);
+    }
+    length_ = length;
+}
+
+/* Of a unit that a shorter file ends in, or before: only so many bytes are kept. */
+void SimDisk::forget_end(uint64_t unit, uint64_t kept) {
+    std::memset(&cache_[unit * unit_ + kept], 0, unit_ - kept);
+    std::memset(&medium_[unit * unit_ + kept], 0, unit_ - kept);
+    medium_hash_[unit] = content_hash(&medium_[unit * unit_], unit_);
+    changed_.push_back(unit);
+    const auto found = uncertain_.find(unit);
+    if (found == uncertain_.end()) {
+        return;
+    }
+    for (UnitVersion& version : found->second) {
+        std::memset(version.bytes.get() + kept, 0, unit_ - kept);
+        version.hash = content_hash(version.bytes.get(), unit_);
+    }
+}
+
 void SimDisk::read(uint64_t offset, MutableBytes to) const {
     const uint64_t end = std::min<uint64_t>(cache_.size(), offset + to.size());
     const size_t there = end > offset ? end - offset : 0;

@@ -32,7 +32,8 @@ class SimDisk {
 
     uint32_t unit() const { return unit_; }
     uint64_t length() const { return length_; }
-    void set_length(uint64_t length) { length_ = length; }
+    /** At once, and durably. What a shorter file loses is gone for ever. */
+    void set_length(uint64_t length);
     void read(uint64_t offset, MutableBytes to) const;
 
     /** A write enters the device; what it carries is copied now. Returns its name. */
@@ -66,6 +67,7 @@ class SimDisk {
     bool written(uint64_t unit) const { return written_[unit]; }
     void mark_written(uint64_t unit) { written_[unit] = true; }
     void forget_written() { written_.assign(written_.size(), false); }
+    void forget_written(uint64_t unit) { written_[unit] = false; }
 
     /** Units whose durable content changed since the last call. */
     std::vector<uint64_t> take_changed();
@@ -80,6 +82,7 @@ class SimDisk {
         std::vector<std::byte> bytes;
     };
 
+    void forget_end(uint64_t unit, uint64_t kept);
     void set_durable(uint64_t unit, const std::byte* bytes, uint64_t hash);
     void apply(const Write& write, uint64_t unit, std::byte* content) const;
     void rebase_in_flight(uint64_t unit);

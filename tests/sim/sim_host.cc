@@ -167,6 +167,7 @@ Status SimHost::read(File file, uint64_t offset, std::span<const Slice> to, uint
     io.length = total_length(to);
     io.slices = to;
     io.error = fault_for(io.kind, file);
+    io.slow = slow_reads != 0 && rng_.chance(slow_reads);
     return wait(io);
 }
 
@@ -285,6 +286,10 @@ Status SimHost::resize(File file, uint64_t length, Preallocation) {
     }
     if (const int error = fault_for(CallKind::resize, file); error != 0) {
         return -error;
+    }
+    if (is_device && file == FVD_FILE_DATA && length > disk_of(file).length()) {
+        was_full = true;
+        return -ENOTSUP;
     }
     disk_of(file).set_length(length);
     return {};

@@ -46,6 +46,7 @@ struct PendingIo {
     uint64_t length = 0;
     std::span<const Slice> slices;
     bool durable = false;
+    bool slow = false;  /* many others overtake it */
     uint64_t write = 0; /* SimDisk's name of it */
     uint64_t flush_moment = 0;
     int error = 0; /* how it will fail */
@@ -100,6 +101,9 @@ class SimHost final : public Host {
     uint64_t allocated() const { return allocated_; }
     uint64_t now_ns = 1;
     uint64_t deadline[FVD_TIMER_COUNT] = {}; /* ns; 0: not armed */
+    uint32_t slow_reads = 0;                 /* percent */
+    bool is_device = false; /* of guest data: nobody but extend() makes it longer */
+    bool was_full = false;  /* and somebody wanted it longer */
     bool discards = true;
     bool zeroes = true;
 

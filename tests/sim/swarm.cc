@@ -37,6 +37,7 @@ void draw_chunks(Rng& rng, Shape& shape) {
     }
     shape.grow_chunks = rng.between(1, 4);
     shape.used_storage = rng.chance(50);
+    shape.device_chunks = shape.used_storage && rng.chance(40) ? rng.between(1, 6) : 0;
 }
 
 void draw_sizes(Rng& rng, Shape& shape) {
@@ -61,6 +62,11 @@ void draw_sizes(Rng& rng, Shape& shape) {
     shape.base_size = shape.has_base ? shape.base_size : 0;
     if (rng.chance(40)) {
         draw_chunks(rng, shape);
+    }
+    if (rng.chance(30)) {
+        shape.most_size =
+            shape.virtual_size +
+            align * rng.between(1, std::max<uint64_t>(shape.virtual_size / align / 2, 1));
     }
 }
 
@@ -149,6 +155,14 @@ void make_ring_history(Rng& rng, History& history) {
     }
 }
 
+void add_op(History& history, OpKind kind, uint64_t offset, uint64_t length) {
+    Op op;
+    op.kind = kind;
+    op.offset = offset;
+    op.length = length;
+    history.ops.push_back(op);
+}
+
 /* Scattered blocks between flushes: groups of several units, torn in every way; and the image
  * emptied, so that the ring holds records of blocks that are not here any more. */
 void make_burst_history(Rng& rng, History& history) {
@@ -163,11 +177,7 @@ void make_burst_history(Rng& rng, History& history) {
     shape.separate_data = rng.chance(30);
     shape.journal_unit = rng.chance(50) ? 4096 : 512;
     const auto add = [&](OpKind kind, uint64_t offset, uint64_t length) {
-        Op op;
-        op.kind = kind;
-        op.offset = offset;
-        op.length = length;
-        history.ops.push_back(op);
+        add_op(history, kind, offset, length);
     };
     const uint64_t rounds = rng.between(2, 4);
     for (uint64_t round = 0; round < rounds; round++) {
@@ -186,6 +196,78 @@ void make_burst_history(Rng& rng, History& history) {
     }
 }
 
+/* Chunks come and go while others read them: slots pass from hand to hand. */
+void make_reuse_history(Rng& rng, History& history) {
+    constexpr uint64_t kChunk = 4096;
+    Shape& shape = history.shape;
+    shape = {};
+    shape.virtual_size = kChunk * rng.between(3, 8);
+    shape.has_base = rng.chance(50);
+    shape.base_size = shape.has_base ? shape.virtual_size : 0;
+    shape.block_size = kChunk;
+    shape.chunk_size = kChunk;
+    shape.used_storage = rng.chance(70);
+    shape.device_chunks = shape.used_storage && rng.chance(50) ? rng.between(2, 4) : 0;
+    shape.separate_data = rng.chance(30);
+    shape.slow_reads = 30;
+    shape.depth = rng.chance(50) ? 4 : 8;
+    shape.explore_percent = 2;
+    shape.budget = 8;
+    shape.nested_percent = 5;
+    const uint64_t chunks = shape.virtual_size / kChunk;
+    const size_t count = rng.between(60, 200);
+    for (size_t i = 0; i < count; i++) {
+        constexpr OpKind kinds[] = {OpKind::read,  OpKind::read,    OpKind::read,    OpKind::write,
+                                    OpKind::write, OpKind::discard, OpKind::discard, OpKind::flush};
+        const OpKind kind = rng.below(40) == 0 ? OpKind::tick : rng.pick(kinds);
+        const uint64_t first = rng.below(chunks);
+        const uint64_t some = rng.between(1, std::min<uint64_t>(chunks - first, 2));
+        add_op(history, kind, first * kChunk, kind == OpKind::flush ? 0 : some * kChunk);
+    }
+}
+
+/* A disk whose table has no room for another chunk: it grows, and the table moves. Such a disk is
+ * large, so there are few of these. */
+void make_table_history(Rng& rng, History& history) {
+    constexpr uint64_t kChunk = 4096;
+    constexpr uint64_t kRoom = 1024;
+    Shape& shape = history.shape;
+    shape = {};
+    shape.virtual_size = kRoom * kChunk;
+    shape.most_size = shape.virtual_size + 24 * kChunk;
+    shape.has_base = rng.chance(50);
+    shape.base_size = shape.has_base ? 8 * kChunk : 0;
+    shape.block_size = kChunk;
+    shape.chunk_size = kChunk;
+    shape.cell_size = shape.request_align = kChunk;
+    shape.device_unit = shape.journal_unit = 4096; /* a cell is not torn */
+    shape.separate_data = rng.chance(25);
+    shape.depth = rng.chance(50) ? 1 : 8;
+    shape.explore_percent = 15;
+    shape.budget = 6;
+    shape.nested_percent = 5;
+    if (rng.chance(60)) { /* no room in front of the data */
+        shape.journal_units = shape.has_base ? 252 : 253;
+    }
+    const auto touch = [&](OpKind kind) {
+        const uint64_t ends[] = {0, kRoom - 8, kRoom};
+        add_op(history, kind, (rng.pick(ends) + rng.below(8)) * kChunk, kChunk * rng.between(1, 3));
+    };
+    const size_t count = rng.between(4, 20);
+    for (size_t i = 0; i < count; i++) {
+        touch(rng.chance(75) ? OpKind::write : OpKind::discard);
+        const uint64_t dice = rng.below(10);
+        if (dice < 3) {
+            add_op(history, OpKind::flush, 0, 0);
+        } else if (dice < 6) {
+            add_op(history, OpKind::resize, 0, shape.virtual_size + rng.between(1, 24) * kChunk);
+        } else if (dice == 6) {
+            const OpKind ends[] = {OpKind::cut, OpKind::kill, OpKind::reopen};
+            add_op(history, rng.pick(ends), 0, 0);
+        }
+    }
+}
+
 }  // namespace
 
 History random_history(uint64_t seed) {
@@ -196,6 +278,10 @@ History random_history(uint64_t seed) {
         make_ring_history(rng, history);
     } else if (seed % 8 == 6) {
         make_burst_history(rng, history);
+    } else if (seed % 16 == 5) {
+        make_reuse_history(rng, history);
+    } else if (seed % 128 == 12) {
+        make_table_history(rng, history);
     } else {
         draw_devices(rng, history.shape);
         draw_sizes(rng, history.shape);

@@ -17,11 +17,13 @@ constexpr uint64_t kMetadataRoom = uint64_t{1} << 20;
 
 uint64_t storage_size(const Shape& shape) {
     const uint64_t chunk = shape.chunk_size != 0 ? shape.chunk_size : 1;
-    return (shape.virtual_size + chunk - 1) / chunk * chunk;
+    /* A table that moves may leave its former place and the new one among the slots. */
+    const uint64_t tables = shape.most_size != 0 && shape.chunk_size != 0 ? uint64_t{1} << 17 : 0;
+    return (most_size(shape) + chunk - 1) / chunk * chunk + tables;
 }
 
 uint64_t image_capacity(const Shape& shape) {
-    return kMetadataRoom + (shape.separate_data ? 0 : storage_size(shape) + 65536);
+    return kMetadataRoom + 65536 + (shape.separate_data ? 0 : storage_size(shape));
 }
 
 uint64_t data_capacity(const Shape& shape) {
@@ -39,12 +41,14 @@ World::World(const History& history, CrashExplorer& explorer, const WorldOptions
       rng_(mix(history.seed, 0x5C4ED)),
       image_disk_(history.shape.device_unit, image_capacity(history.shape)),
       data_disk_(history.shape.device_unit, data_capacity(history.shape)),
-      reference_(history.shape.virtual_size, history.shape.cell_size),
+      reference_(history.shape.virtual_size, most_size(history.shape), history.shape.cell_size),
       host_(*this, image_disk_, data_disk_, base_, history.shape.separate_data,
             Rng(mix(history.seed, 0x4057))),
       oracle_(image_disk_, history.shape.separate_data ? data_disk_ : image_disk_) {
     host_.discards = history.shape.host_discards;
     host_.zeroes = history.shape.host_zeroes;
+    host_.slow_reads = history.shape.slow_reads;
+    host_.is_device = history.shape.device_chunks != 0;
 }
 
 World::~World() = default;
@@ -61,7 +65,7 @@ Outcome World::run() {
         explore.nested_percent = shape().nested_percent;
         explore.exact_memory = options_.exact_memory;
         explorer_.begin(image_disk_, data_disk_, &base_, shape().separate_data, &reference_,
-                        shape().virtual_size, explore, history_.seed);
+                        explore, history_.seed);
         image_disk_.take_changed();
         data_disk_.take_changed();
         if (options_.first_fault && options_.fault_open) {
@@ -186,7 +190,14 @@ bool World::step() {
     } else if (dice >= 50 && dice < 75 && issue_next()) {
         /* more in flight */
     } else if (io_count != 0) {
-        const size_t which = rng_.below(io_count);
+        size_t which = rng_.below(io_count);
+        for (int tries = 0; host_.pending()[which]->slow && tries < 8; tries++) {
+            which = rng_.below(io_count);
+        }
+        if (host_.pending()[which]->slow && rng_.chance(90) && issue_next()) {
+            explore_if_wanted();
+            return true;
+        }
         const PendingIo& io = *host_.pending()[which];
         trace_ = mix(trace_, io.offset * 8 + static_cast<uint64_t>(io.kind));
         if (logging()) {
@@ -325,7 +336,8 @@ void World::judge_status(const Op& op, Status status) {
         return;
     }
     const Fiber* self = Fiber::current();
-    if (!status.ok() && host_.faults_hit() == session_faults_) {
+    const bool device_is_full = host_.was_full && status.value() == -ENOSPC;
+    if (!status.ok() && host_.faults_hit() == session_faults_ && !device_is_full) {
         fail("P7", op_text(op) + " failed with error " + std::to_string(-status.value()) +
                        " although nothing went wrong below");
     }

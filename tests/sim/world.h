@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -64,6 +65,14 @@ class World final : public HostObserver {
     /** What `qemu-img commit` does: all that is here goes to the base, then the image is emptied.
      */
     void commit_to_base();
+    /** A manager changes the size of the disk. */
+    void resize(const Op& op);
+    /** Somebody makes the device of guest data longer; it holds old bytes there. */
+    void extend(uint64_t chunks);
+    /** The part of a request that lies on the disk; of no length where there is none. While the
+     *  request is in flight the disk keeps what it reaches. */
+    Op begin_request(const Op& op);
+    void end_request(const Op& op);
     /** What `qemu-img check` does, to an image that is closed meanwhile. */
     void check_image_file(bool repair);
     const std::vector<std::byte>& base() const { return base_; }
@@ -89,12 +98,14 @@ class World final : public HostObserver {
     void use_storage();
     void open();
     bool start_session(StartMode mode);
+    void adopt_size(StartMode mode);
     void start_surely();
     void close(bool flush_first);
     void look_read_only();
     bool read_everything(GuestMemory& memory);
     void judge_after_death(bool settle);
     void power_cut();
+    void repair_after_cut();
     void kill();
     void end_of_process();
     void run_in_fiber(std::function<void()> body);
@@ -123,6 +134,10 @@ class World final : public HostObserver {
     std::vector<Fiber*> fibers_;
     std::unique_ptr<Image> image_;
     std::optional<Violation> violation_;
+    uint64_t guest_size_ = 0; /* of the disk, for requests that begin now */
+    bool resizing_ = false;
+    uint64_t data_begin_ = 0;      /* of slots */
+    std::multiset<uint64_t> ends_; /* of requests in flight */
     size_t next_op_ = 0;
     uint32_t in_flight_ = 0;
     uint32_t background_ = 0;    /* fibers of timers, and tasks that the core started */

@@ -12,7 +12,7 @@ void World::fill_base() {
     const Shape& s = shape();
     base_.assign(s.has_base ? s.base_size : 0, std::byte{0});
     Rng holes(mix(history_.seed, 0xBA5E));
-    for (uint64_t cell = 0; cell < reference_.cells(); cell++) {
+    for (uint64_t cell = 0; cell < reference_.most() / s.cell_size; cell++) {
         reference_.set_initial(cell, kZero);
     }
     constexpr uint64_t kStretch = 4096; /* holes come in pieces of this */
@@ -83,17 +83,26 @@ void World::use_storage() {
         fail("P5", std::string("a fresh image does not open: ") + error.text);
         return;
     }
-    oracle_.begin_image(image.header());
+    oracle_.begin_image(image.header(), most_size(shape()));
     const uint64_t begin = image.header().data_offset;
     const uint64_t chunk = shape().chunk_size;
-    const uint64_t end = begin + (shape().virtual_size + chunk - 1) / chunk * chunk;
+    const uint64_t all = (shape().virtual_size + chunk - 1) / chunk;
     if (!shape().used_storage) {
         return;
     }
+    data_begin_ = begin;
+    disk.set_length(begin);
+    extend(shape().device_chunks != 0 ? std::min(shape().device_chunks, all) : all);
+}
+
+void World::extend(uint64_t chunks) {
+    SimDisk& disk = shape().separate_data ? data_disk_ : image_disk_;
     const uint32_t size = shape().cell_size;
+    const uint64_t begin = disk.length();
+    const uint64_t end = std::min(begin + chunks * shape().chunk_size, disk.capacity());
     std::vector<std::byte> trap(size);
-    for (uint64_t at = begin; at < end; at += size) {
-        stamp::fill(trap.data(), size, kTrap, (at - begin) / size);
+    for (uint64_t at = begin; at + size <= end; at += size) {
+        stamp::fill(trap.data(), size, kTrap, (at - data_begin_) / size);
         disk.write_through(at, trap);
     }
     disk.set_length(end);
@@ -123,12 +132,14 @@ void World::plant_traps() {
             disk.write_through(image.header().data_offset + at, trap);
         }
     }
-    oracle_.begin_image(image.header());
+    oracle_.begin_image(image.header(), most_size(shape()));
     (void)image.stop().ok();
 }
 
 bool World::start_session(StartMode mode) {
     session_faults_ = host_.faults_hit();
+    host_.was_full = false;
+    oracle_.look_at_header();
     flush_failures_ = 0;
     reference_.forget_losses();
     Error error = Error::none();
@@ -139,6 +150,9 @@ bool World::start_session(StartMode mode) {
     if (error.ok()) {
         error = image_->start(mode);
     }
+    if (error.ok() && powered_) {
+        adopt_size(mode);
+    }
     if (error.ok() || !powered_) {
         return error.ok();
     }
@@ -146,6 +160,21 @@ bool World::start_session(StartMode mode) {
         fail("P5", std::string("the image does not open: ") + error.text);
     }
     return false;
+}
+
+/* Of the two sizes that an unfinished resize leaves, a writable open makes one certain. */
+void World::adopt_size(StartMode mode) {
+    const uint64_t size = image_->header().virtual_size;
+    if (!reference_.legal_size(size)) {
+        fail("P1", "the disk has " + std::to_string(size) + " bytes; it had " +
+                       std::to_string(reference_.size()));
+        return;
+    }
+    guest_size_ = size;
+    if (mode == StartMode::writable) {
+        reference_.resize_ends(size, true);
+        oracle_.session_begins(image_->header());
+    }
 }
 
 /* A failed open may be tried again once the fault is gone, and must then work. */
@@ -168,8 +197,8 @@ void World::open() {
 }
 
 bool World::read_everything(GuestMemory& memory) {
-    memory.bytes.assign(shape().virtual_size, std::byte{0});
-    return image_->read(0, shape().virtual_size, {&memory, 0}, 0).ok();
+    memory.bytes.assign(guest_size_, std::byte{0});
+    return image_->read(0, guest_size_, {&memory, 0}, 0).ok();
 }
 
 void World::judge_read(const GuestMemory& memory, uint64_t offset, uint64_t begun) {
@@ -248,6 +277,7 @@ void World::check_image_file(bool repair) {
         return;
     }
     const uint64_t faults = host_.faults_hit();
+    oracle_.look_at_header();
     fvd_check_result result{};
     const Error error = check_image(host_, repair ? FVD_FIX_ERRORS : FVD_FIX_NONE, &result);
     const bool silent = result.corruptions == 0 && result.leaks == 0 && result.check_errors == 0;
@@ -303,6 +333,58 @@ void World::commit_to_base() {
     }
 }
 
+/* ------------------------------------------------------------------------------ resize */
+
+Op World::begin_request(const Op& op) {
+    Op part = op;
+    part.length = op.offset < guest_size_ ? std::min(op.length, guest_size_ - op.offset) : 0;
+    if (part.length != 0) {
+        ends_.insert(part.offset + part.length);
+    }
+    return part;
+}
+
+void World::end_request(const Op& op) {
+    const auto found = ends_.find(op.offset + op.length);
+    if (found != ends_.end()) {
+        ends_.erase(found);
+    }
+}
+
+/* The length of the operation is the new size, a the preallocation. As in QEMU one at a time, and
+ * not below what a request in flight reaches. */
+void World::resize(const Op& op) {
+    if (resizing_) {
+        finished(op, "busy");
+        return;
+    }
+    if (OrderOracle::condition_failed(*image_)) {
+        judge_status(op, image_->resize(op.length, FVD_PREALLOC_OFF).code); /* changes nothing */
+        return;
+    }
+    const uint64_t reached = ends_.empty() ? 0 : (*ends_.rbegin() + 511) / 512 * 512;
+    const uint64_t size = std::max(op.length, reached);
+    const uint64_t before = guest_size_;
+    resizing_ = true;
+    oracle_.set_resizing(true);
+    guest_size_ = std::min(before, size);
+    reference_.resize_begins(size);
+    const Error error = image_->resize(size, static_cast<Preallocation>(op.a));
+    if (!powered_) {
+        return; /* whoever opens the image finds one of the two */
+    }
+    resizing_ = false;
+    oracle_.set_resizing(false);
+    guest_size_ = image_->header().virtual_size;
+    if (guest_size_ != size && (error.ok() || guest_size_ != before)) {
+        fail("P7", "a resize to " + std::to_string(size) + " ends with " +
+                       std::to_string(guest_size_) + " bytes");
+    }
+    reference_.resize_ends(guest_size_, error.ok() || !OrderOracle::condition_failed(*image_));
+    judge_status(op, error.code);
+    look_soon();
+}
+
 /* ------------------------------------------------------------------------------ power */
 
 void World::power_cut() {
@@ -332,8 +414,29 @@ void World::power_cut() {
     data_disk_.after_cut();
     host_.set_power(true);
     powered_ = true;
+    if (mix(history_.seed, next_op_) % 4 == 0) {
+        repair_after_cut();
+    }
     open();
     judge_after_death(true);
+}
+
+/* `qemu-img check -r all` before anybody opens the image: it finds nothing, and what it brings home
+ * is what an open would show. */
+void World::repair_after_cut() {
+    oracle_.look_at_header();
+    run_in_fiber([this] {
+        const uint64_t faults = host_.faults_hit();
+        fvd_check_result result{};
+        const Error error = check_image(host_, FVD_FIX_LEAKS | FVD_FIX_ERRORS, &result);
+        const bool silent =
+            result.corruptions == 0 && result.leaks == 0 && result.check_errors == 0;
+        if (host_.faults_hit() == faults && (!error.ok() || !silent)) {
+            fail("P9", std::string("a repair after a cut complains: ") + error.text);
+        }
+        event("repaired");
+    });
+    host_.lift_faults();
 }
 
 /* SIGKILL: the process is gone, the device's cache is not. What was acknowledged and not flushed
@@ -363,6 +466,9 @@ void World::end_of_process() {
     host_.lift_faults();
     pending_changed_ = look_now_ = false;
     urgent_ = nullptr;
+    resizing_ = false;
+    oracle_.set_resizing(false);
+    ends_.clear();
 }
 
 void World::judge_after_death(bool settle) {
