@@ -140,9 +140,7 @@ OrderOracle::Verdict OrderOracle::judge_elsewhere(const ByteRange& range, ConstB
                                     std::to_string(range.begin) + ", " +
                                     std::to_string(bytes.size()) + " bytes"};
     }
-    moving_ = moving_.empty() ? range
-                              : ByteRange{std::min(moving_.begin, range.begin),
-                                          std::max(moving_.end, range.end)};
+    moving_ = range.begin == moving_.end ? ByteRange{moving_.begin, range.end} : range;
     return {};
 }
 

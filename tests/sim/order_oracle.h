@@ -69,7 +69,7 @@ class OrderOracle {
     uint64_t most_size_ = 0;
     bool read_only_ = false;
     bool resizing_ = false;
-    ByteRange moving_;            /* of the FVD file: what a resize has written elsewhere so far */
+    ByteRange moving_; /* of the FVD file: what a resize wrote elsewhere last, in one piece */
     std::vector<uint32_t> table_; /* as the last records, or home, say; of no entries without */
     uint64_t bits_in_group_ = 0;  /* epoch and first unit of the last group with a bit, mixed */
 };

@@ -216,7 +216,7 @@ TEST_F(CheckTest, TheCommandInTheHeaderIsNotedNotCounted) {
 /* ------------------------------------------------------------------ planted faults */
 
 TEST_F(CheckTest, ADamagedSecondCopy) {
-    file()[kHeaderCopyOffset + 8] ^= std::byte{1};
+    file()[kHeaderCopyOffset + 16] ^= std::byte{1};
     expect_repaired(1, 0, "the second copy of the header is damaged; the other one is used");
 }
 
@@ -226,8 +226,8 @@ TEST_F(CheckTest, ADamagedFirstCopy) {
 }
 
 TEST_F(CheckTest, BothCopiesDamagedIsNoImageAnyMore) {
-    file()[8] ^= std::byte{1};
-    file()[kHeaderCopyOffset + 8] ^= std::byte{1};
+    file()[16] ^= std::byte{1};
+    file()[kHeaderCopyOffset + 16] ^= std::byte{1};
     fvd_check_result result{};
     EXPECT_EQ(check_image(host, kFixAll, &result).code, -EINVAL);
 }
@@ -248,7 +248,7 @@ TEST_F(CheckTest, LeaksAreRepairedOnTheirOwn) {
 }
 
 TEST_F(CheckTest, CorruptionsAreNotRepairedWithLeaks) {
-    file()[kHeaderCopyOffset + 8] ^= std::byte{1};
+    file()[kHeaderCopyOffset + 16] ^= std::byte{1};
     const fvd_check_result result = check(FVD_FIX_LEAKS);
     EXPECT_EQ(result.corruptions, 1u);
     EXPECT_EQ(result.corruptions_fixed, 0u);
@@ -314,7 +314,7 @@ TEST_F(CheckTest, RegionsThatDoNotFit) {
 TEST_F(CheckTest, SeveralFaultsAtOnce) {
     write_and_die({1, 5, 7});
     unit_at(0)[100] ^= std::byte{1};
-    file()[8] ^= std::byte{1};
+    file()[16] ^= std::byte{1};
     file()[header().bitmap_offset + 200] = std::byte{1}; /* no leak while the mark is missing */
     fvd_check_result result = check(kFixAll);
     EXPECT_EQ(result.corruptions, 2u);
@@ -343,7 +343,7 @@ TEST_F(CheckTest, AFileThatIsTooShort) {
 TEST_F(CheckTest, ARepairMayBeCutAnywhere) {
     write_and_die({1, 5, 7, 9});
     unit_at(2)[100] ^= std::byte{1};
-    file()[kHeaderCopyOffset + 8] ^= std::byte{1};
+    file()[kHeaderCopyOffset + 16] ^= std::byte{1};
     file()[header().bitmap_offset + 200] = std::byte{1};
     const auto spoiled = file();
     bool done = false;
@@ -374,7 +374,7 @@ TEST_F(CheckTest, ARepairMayBeCutAnywhere) {
 
 TEST_F(CheckTest, AnyAllocationMayFail) {
     write_and_die({1, 5});
-    file()[kHeaderCopyOffset + 8] ^= std::byte{1};
+    file()[kHeaderCopyOffset + 16] ^= std::byte{1};
     const auto spoiled = file();
     for (int64_t failing = 0;; ++failing) {
         ASSERT_LT(failing, 100);
@@ -401,7 +401,7 @@ TEST_F(CheckTest, AnyAllocationMayFail) {
 
 TEST_F(CheckTest, AReadErrorIsToldAndNothingIsRepaired) {
     write_and_die({1});
-    file()[kHeaderCopyOffset + 8] ^= std::byte{1};
+    file()[kHeaderCopyOffset + 16] ^= std::byte{1};
     const auto before = file();
     host.fail_call = "read image " + std::to_string(header().bitmap_offset);
     host.fail_times = 1;
