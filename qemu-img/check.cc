@@ -181,7 +181,8 @@ Error Checker::load_bitmap() {
                           }
                       });
     if (error.ok()) {
-        audit_bitmap(excuse_leftover(leftover), findings_);
+        /* Once the base is not needed nobody looks at bits, nor clears them. */
+        audit_bitmap(header.base_fully_prefetched ? 0 : excuse_leftover(leftover), findings_);
     }
     return error;
 }

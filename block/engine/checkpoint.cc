@@ -212,6 +212,19 @@ Status Committer::forget_on_disk() {
     return status;
 }
 
+/* A life in which the base is not looked at any more replays no bits: it must not find any. */
+Status Committer::set_filled(bool filled) {
+    HostLock lock(host_);
+    wait_for_lead();
+    header_.base_fully_prefetched = filled;
+    session_open_ = false;
+    const Status status = lead_with([this] { return begin_session(); });
+    if (!status.ok()) {
+        header_.base_fully_prefetched = !filled;
+    }
+    return status;
+}
+
 void Committer::forget_past_end() {
     bitmap_.cut(header_.block_count());
     table_.cut(header_.chunk_count(), [this](SlotIndex slot) { slots_.give_up(slot); });

@@ -34,6 +34,13 @@ Error Committer::begin(const ReplayTarget& recovered) {
     return Error::none();
 }
 
+void Committer::begin_untracked() {
+    bitmap_ = TrackedBitmap();
+    table_ = TrackedTable();
+    session_open_ = false;
+    failed_.store(false, std::memory_order_release);
+}
+
 /* ------------------------------------------------------------------------------- recording */
 
 /* busy_ goes up before the bits: whoever finds a bit set, and the image quiet after that, knows

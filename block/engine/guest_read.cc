@@ -96,30 +96,29 @@ bool Image::is_guest_data(const Placement& piece) const {
     return range.end <= data_end_ && !in_region;
 }
 
-Status Image::read_piece(const Placement& piece, uint64_t offset, GuestBuffer to, uint32_t flags) {
-    const Slice slice = guest_slice(to.handle, to.offset, piece.run);
-    switch (piece.place) {
-        case Place::base:
-            host_.announce(FVD_EVENT_READ_BASE);
-            return host_.read(FVD_FILE_BASE, offset, {&slice, 1}, flags);
-        case Place::zero:
-            host_.fill_guest_zero(to.handle, to.offset, piece.run);
-            return {};
-        case Place::data:
-            break;
+/* The piece becomes shorter where only its beginning can be read at once, or none. */
+Status Image::read_piece(Placement* piece, uint64_t offset, GuestBuffer to, uint32_t flags) {
+    if (piece->place == Place::base) {
+        return fills() ? read_missing(piece, offset, to, flags)
+                       : read_alone({offset, offset + piece->run}, to, flags);
     }
-    if (data_end_ != UINT64_MAX && !is_guest_data(piece)) {
+    if (piece->place == Place::zero) {
+        host_.fill_guest_zero(to.handle, to.offset, piece->run);
+        return {};
+    }
+    if (data_end_ != UINT64_MAX && !is_guest_data(*piece)) {
         return -EIO; /* a damaged table; the image is open for reading only */
     }
+    const Slice slice = guest_slice(to.handle, to.offset, piece->run);
     host_.announce(FVD_EVENT_READ_IMAGE);
-    return host_.read(FVD_FILE_DATA, piece.data_offset, {&slice, 1}, flags);
+    return host_.read(FVD_FILE_DATA, piece->data_offset, {&slice, 1}, flags);
 }
 
 Status Image::read(uint64_t offset, uint64_t length, GuestBuffer to, uint32_t flags) {
     const ChunkAllocator::Use use(slots_in_use());
     while (length != 0) {
-        const Placement piece = place_of(offset, length);
-        const Status status = read_piece(piece, offset, to, flags);
+        Placement piece = place_of(offset, length);
+        const Status status = read_piece(&piece, offset, to, flags);
         if (!status.ok()) {
             return status;
         }

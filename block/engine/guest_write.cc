@@ -52,6 +52,17 @@ Status Image::write_segment(const Segment& to, GuestBuffer from, uint32_t flags)
     return status.ok() && durable ? committer_.flush() : status;
 }
 
+/* The last block may come here by the guest's own hand: prefetch has to hear of that. */
+void Image::record(BlockRange blocks) {
+    committer_.record(blocks);
+    if (prefetcher_.wanted()) {
+        HostLock lock(host_);
+        if (committer_.bitmap().missing() == 0) {
+            prefetcher_.wake();
+        }
+    }
+}
+
 Status Image::first_write(BlockRange blocks, const Segment& to, GuestBuffer from, uint32_t flags) {
     RangeLocks::Node node{.range = bytes_of(blocks)};
     {
@@ -66,14 +77,14 @@ Status Image::first_write(BlockRange blocks, const Segment& to, GuestBuffer from
         status = -EIO;
     } else {
         if (FVD_PLANT(record_before_data)) {
-            committer_.record(blocks);
+            record(blocks);
         }
         status = copy_and_write(blocks, to, from, flags);
         if (FVD_PLANT(swallow_error)) {
             status = Status();
         }
         if (status.ok()) {
-            committer_.record(blocks);
+            record(blocks);
         }
     }
     HostLock lock(host_);
@@ -122,7 +133,8 @@ Status Image::copy_and_write(BlockRange blocks, const Segment& to, GuestBuffer f
             return {};
         }
         host_.announce(FVD_EVENT_COW_READ);
-        return read_bytes(host_, FVD_FILE_BASE, at, into);
+        const Slice slice = memory_slice(into.data(), into.size());
+        return read_base({&slice, 1}, at, into.size(), 0);
     };
     Status status =
         together ? copy(buffer.bytes(), edges.head.begin) : copy(head, edges.head.begin);
@@ -161,9 +173,15 @@ Status Image::commit() {
 }
 
 void Image::timer_expired(Timer timer) {
-    if (timer == FVD_TIMER_COMMIT && started_ && writable_) {
+    if (!started_ || !writable_) {
+        return;
+    }
+    if (timer == FVD_TIMER_COMMIT) {
         committer_.timer_expired();
         give_space_back();
+    } else if (timer == FVD_TIMER_PREFETCH) {
+        HostLock lock(host_);
+        prefetcher_.timer_expired();
     }
 }
 
@@ -217,7 +235,7 @@ Status Image::bring_zeroes(BlockRange blocks, uint64_t offset, uint64_t length, 
     } else {
         status = write();
         if (status.ok()) {
-            committer_.record(blocks);
+            record(blocks);
         }
     }
     HostLock lock(host_);

@@ -11,7 +11,7 @@
 namespace fvd {
 
 bool Image::needs_base() const {
-    return uses_bitmap() && !current_.all_set(0, header_.block_count());
+    return uses_bitmap_ && !current_.all_set(0, header_.block_count());
 }
 
 bool Image::is_clean() const {
@@ -22,9 +22,23 @@ bool Image::is_clean() const {
 /* The base has all that is forgotten (a commit has just written it), so a crash half-way only
  * leaves blocks here that need not be. The data goes only after the bits are durably clear. */
 Status Image::make_empty() {
-    FVD_ASSERT(started_ && writable_ && locks_.empty());
+    FVD_ASSERT(started_ && writable_);
     if (tracked_size_ == 0) {
         return header_.has_base() ? Status(-ENOTSUP) : Status();
+    }
+    wait_for_fetches();
+    const Status status = empty_now();
+    begin_filling(); /* from the start */
+    quiesce(false);
+    return status;
+}
+
+Status Image::empty_now() {
+    FVD_ASSERT(locks_.empty());
+    if (header_.base_fully_prefetched && !FVD_PLANT(keep_filled_flag)) {
+        if (Status status = committer_.set_filled(false); !status.ok()) {
+            return status;
+        }
     }
     if (FVD_PLANT(empty_before_base)) {
         (void)host_.discard(FVD_FILE_DATA, header_.data_offset, tracked_size_).ok();
@@ -108,7 +122,7 @@ void Image::describe(fvd_info* info) const {
     info->chunk_size = header_.chunk_size;
     info->storage_grow_unit = header_.storage_grow_unit;
     if (started_ && is_tracked()) {
-        info->blocks = uses_bitmap() ? header_.block_count() : 0;
+        info->blocks = uses_bitmap_ ? header_.block_count() : 0;
         info->blocks_here = current_.count();
         info->chunks = header_.chunk_count();
         info->chunks_stored = table().stored();

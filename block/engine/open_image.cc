@@ -87,12 +87,14 @@ Error Image::start(StartMode mode) {
         return error;
     }
     writable_ = mode == StartMode::writable;
+    uses_bitmap_ = header_.has_bitmap() && !header_.base_fully_prefetched;
     disk_size_ = header_.virtual_size;
-    tracked_size_ = uses_bitmap() ? header_.base_size : 0;
+    tracked_size_ = uses_bitmap_ ? header_.base_size : 0;
     data_end_ =
         header_.has_table() ? static_cast<uint64_t>(std::max<int64_t>(data_length, 0)) : UINT64_MAX;
     committer_.begin_untracked();
     bool settle = header_copy_stale_ || (header_.autoclear_features & ~kKnownAutoclear) != 0;
+    settle |= !is_tracked() && !header_.clean_shutdown; /* killed after it was filled */
     if (is_tracked()) {
         if (Error error = recover(&settle); !error.ok()) {
             return error;
@@ -110,6 +112,7 @@ Error Image::start(StartMode mode) {
         header_copy_stale_ = false;
     }
     started_ = true;
+    begin_filling();
     return Error::none();
 }
 
@@ -138,7 +141,7 @@ Error Image::recover(bool* settle) {
 
 /* A disk that was made smaller may not have come to clear what lay past its end. */
 void Image::mark_leftovers() {
-    if (uses_bitmap()) {
+    if (uses_bitmap_) {
         const uint64_t page = header_.block_count() / kBlocksPerPage;
         unsaved_pages_.set(std::min(page, unsaved_pages_.bits()), unsaved_pages_.bits());
     }
@@ -181,7 +184,7 @@ Error Image::load_region(const char* name, uint64_t offset, uint64_t size, auto 
 }
 
 Error Image::load_metadata() {
-    const uint64_t blocks = uses_bitmap() ? header_.block_count() : 0;
+    const uint64_t blocks = uses_bitmap_ ? header_.block_count() : 0;
     const uint64_t entries = header_.table_size / sizeof(uint32_t); /* the disk may grow */
     const uint64_t bitmap_pages = header_.bitmap_size / kPageSize;
     const uint64_t table_pages = header_.table_size / kPageSize;
@@ -301,6 +304,7 @@ Status Image::stop() {
     if (!started_) {
         return {};
     }
+    end_filling();
     started_ = false;
     FVD_ASSERT(locks_.empty() && chunk_locks_.empty());
     if (!writable_ || !is_tracked()) {

@@ -299,8 +299,14 @@ Error Image::shrink(uint64_t size) {
     if (FVD_PLANT(truncate_early) && !header_.has_table()) {
         (void)host_.resize(FVD_FILE_DATA, header_.data_offset + size, FVD_PREALLOC_OFF).ok();
     }
+    wait_for_fetches(); /* some may be of what goes away */
     const Status status =
         is_tracked() ? committer_.shrink_disk(change, undo) : committer_.grow_disk(change, undo);
+    {
+        HostLock lock(host_);
+        prefetcher_.set_tracked(tracked_size_);
+    }
+    quiesce(false);
     if (!status.ok()) {
         return Error::make(status.value(), "the header cannot be written");
     }

@@ -58,12 +58,14 @@ bool TrackedBitmap::begin(Host& host, BlockBitmap bitmap, uint64_t page_count,
         words[w] = bitmap.word(w);
     }
     committed_ = BlockBitmap(words, bitmap.bits());
+    missing_ = bitmap.bits() - bitmap.count();
     return true;
 }
 
 void TrackedBitmap::record(BlockRange blocks) {
     pages.pending.set(blocks.begin.value / kBlocksPerPage,
                       div_ceil(blocks.end.value, kBlocksPerPage));
+    missing_ -= blocks.count() - current.count(blocks.begin.value, blocks.end.value);
     current.set(blocks.begin.value, blocks.end.value);
 }
 
@@ -115,13 +117,16 @@ void TrackedBitmap::forget_all() {
     committed_.clear(0, committed_.bits());
     pages.pending.clear(0, pages.pending.bits());
     pages.unsaved.clear(0, pages.unsaved.bits());
+    missing_ = current.bits();
 }
 
 void TrackedBitmap::cut(uint64_t bits) {
-    current.clear(std::min(bits, current.bits()), current.bits());
-    committed_.clear(std::min(bits, current.bits()), current.bits());
+    bits = std::min(bits, current.bits());
+    current.clear(bits, current.bits());
+    committed_.clear(bits, current.bits());
     const uint64_t page = std::min(bits / kBlocksPerPage, pages.unsaved.bits());
     pages.unsaved.set(page, pages.unsaved.bits());
+    missing_ = bits - current.count(0, bits);
 }
 
 void TrackedBitmap::commit_everything() {

@@ -96,9 +96,10 @@ void BlockBitmap::clear(uint64_t begin, uint64_t end) {
     });
 }
 
-uint64_t BlockBitmap::count() const {
+uint64_t BlockBitmap::count(uint64_t begin, uint64_t end) const {
+    FVD_ASSERT(begin <= end && end <= bits_);
     uint64_t total = 0;
-    for_each_word(0, bits_, [&](uint64_t index, uint64_t mask) {
+    for_each_word(begin, end, [&](uint64_t index, uint64_t mask) {
         total += static_cast<uint64_t>(std::popcount(word(index) & mask));
         return true;
     });

@@ -139,6 +139,7 @@ bool CrashExplorer::open_read_only(int depth) {
     bool fine = true;
     {
         Image image(host);
+        image.quiesce(true); /* nothing runs in the background here */
         const Error error = image.start(StartMode::read_only); /* loads first */
         if (!error.ok()) {
             fine = broken("P5", std::string("a read-only open after a cut failed: ") + error.text);
@@ -188,6 +189,7 @@ bool CrashExplorer::open_writable(int depth) {
     here.log.clear();
     DirectHost host(medium_, *base_, separate_data_, here.log);
     Image image(host);
+    image.quiesce(true);
     const Error error = image.start(StartMode::writable); /* loads first */
     if (!error.ok()) {
         return broken("P5", std::string("a writable open after a cut failed: ") + error.text);

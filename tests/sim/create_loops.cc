@@ -188,6 +188,7 @@ class CreateLoop {
         old.compact_image = false;
         old.preallocation = FVD_PREALLOC_OFF;
         Image image(host);
+        image.quiesce(true);
         GuestMemory memory;
         memory.bytes.resize(kDisk);
         for (uint64_t at = 0; at < kDisk; at += kCell) {
@@ -292,6 +293,7 @@ class CreateLoop {
         WriteLog log;
         DirectHost host(medium_, base_, shape_.data_file, log);
         Image image(host);
+        image.quiesce(true);
         const Error error = image.start(StartMode::read_only);
         if (!error.ok()) {
             if (created && error.code != -ENOTSUP) {

@@ -99,6 +99,7 @@ class DamagedImages {
         WriteLog log;
         DirectHost host(medium_, world_.base(), world_.shape().separate_data, log);
         Image image(host);
+        image.quiesce(true);
         if (!image.load().ok()) {
             return Violation{"P5", "the image that is to be damaged does not open"};
         }
@@ -132,6 +133,7 @@ class DamagedImages {
             host.unreadable = {harm.at, harm.at + harm.bytes.size()};
         }
         Image image(host);
+        image.quiesce(true);
         Error error = image.load();
         if (error.ok()) {
             error = image.start(StartMode::read_only);

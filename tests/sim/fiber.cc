@@ -185,6 +185,7 @@ Fiber* FiberPool::start(std::function<void()> body) {
     fiber->finished_ = false;
     fiber->make_ready();
     fiber->woken = fiber->saw_data_error = fiber->saw_flush_error = false;
+    fiber->saw_base_error = fiber->fetches = false;
 
     /* The first switch pops registers nobody needs and "returns" into entry(), with the stack
      * aligned as after a call. */

@@ -38,6 +38,8 @@ class Fiber {
     bool woken = false;          /* wake() came, perhaps before the sleep */
     bool saw_data_error = false; /* an injected error hit its own data I/O */
     bool saw_flush_error = false;
+    bool saw_base_error = false;
+    bool fetches = false; /* its next read of the base is to be kept */
 
   private:
     friend class FiberPool;

@@ -36,7 +36,8 @@ constexpr ShapeField kShapeFields[] = {
     FVD_SHAPE_FIELD(separate_data),   FVD_SHAPE_FIELD(presets),
     FVD_SHAPE_FIELD(host_discards),   FVD_SHAPE_FIELD(host_zeroes),
     FVD_SHAPE_FIELD(slow_reads),      FVD_SHAPE_FIELD(most_size),
-    FVD_SHAPE_FIELD(device_chunks),   FVD_SHAPE_FIELD(depth),
+    FVD_SHAPE_FIELD(device_chunks),   FVD_SHAPE_FIELD(fill),
+    FVD_SHAPE_FIELD(lock_waits),      FVD_SHAPE_FIELD(depth),
     FVD_SHAPE_FIELD(explore_percent), FVD_SHAPE_FIELD(budget),
     FVD_SHAPE_FIELD(nested_percent),
 };

@@ -32,6 +32,10 @@ enum class OpKind : uint8_t {
     no_memory,
     resize,
     extend,
+    set_fill,
+    pause_prefetch,
+    quiesce,
+    fill_up,
     count,
 };
 
@@ -65,6 +69,8 @@ struct Shape {
     bool used_storage = false;  /* storage is a device: full of old bytes, and of its full size */
     uint64_t device_chunks = 0; /* or of this, and longer only when somebody extends it */
     uint32_t slow_reads = 0;    /* percent of reads that nearly everything overtakes */
+    uint32_t fill = 0;          /* the header asks for 1: copy-on-read, 2: prefetch */
+    uint32_t lock_waits = 0;    /* percent: others run before a task gets the mutex */
     uint32_t depth = 1;         /* requests in flight */
     uint32_t explore_percent = 100; /* of moments at which the pending writes changed */
     uint32_t budget = 40;

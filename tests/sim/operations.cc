@@ -74,7 +74,7 @@ void draw_check(Rng& rng, const Shape&, Op& op) {
 }
 
 void draw_fault(Rng& rng, const Shape&, Op& op) {
-    constexpr uint32_t everything = 0xFF & ~(1u << static_cast<unsigned>(CallKind::allocate));
+    constexpr uint32_t everything = 0x1FF & ~(1u << static_cast<unsigned>(CallKind::allocate));
     const auto bit = [](CallKind kind) { return 1u << static_cast<unsigned>(kind); };
     const uint32_t choices[] = {bit(CallKind::write),
                                 bit(CallKind::flush),
@@ -88,6 +88,19 @@ void draw_fault(Rng& rng, const Shape&, Op& op) {
     op.length = rng.below(6);                  /* skip */
     const uint32_t files[] = {7, 1, 2, 4, 3};
     op.flags = rng.pick(files);
+}
+
+void draw_set_fill(Rng& rng, const Shape&, Op& op) {
+    op.a = rng.below(4) | (rng.chance(20) ? 4 : 0);
+    op.b = rng.next();
+}
+
+void draw_pause_prefetch(Rng& rng, const Shape&, Op& op) {
+    op.a = rng.below(2);
+}
+
+void draw_quiesce(Rng& rng, const Shape&, Op& op) {
+    op.a = rng.between(1, 40);
 }
 
 /* ------------------------------------------------------------------ running */
@@ -289,6 +302,40 @@ void run_extend(World& world, const Op& op) {
     world.finished(op, "ok");
 }
 
+/* a: 1 copy-on-read, 2 prefetch, 4 both also into the header; b: limits. */
+void run_set_fill(World& world, const Op& op) {
+    fvd_fill fill = empty_fill();
+    fill.copy_on_read = (op.a & 1) != 0 ? FVD_ON : FVD_OFF;
+    fill.prefetch = (op.a & 2) != 0 ? FVD_ON : FVD_OFF;
+    if ((op.a & 4) != 0) {
+        world.judge_status(op, world.image().amend(fill).code);
+        return;
+    }
+    constexpr int64_t memory[] = {0, 512, 8192, 65536};
+    constexpr int64_t speeds[] = {0, 0, 64, 1000000};
+    fill.max_outstanding_copy_on_read_data = memory[op.b % 4];
+    fill.prefetch_max_write_throughput = speeds[op.b / 4 % 4];
+    fill.prefetch_max_read_throughput = speeds[op.b / 16 % 4];
+    fill.num_prefetch_slots = static_cast<int64_t>(op.b / 64 % 4);
+    fill.bytes_per_prefetch = op.b / 256 % 2 == 0 ? 0 : 4096;
+    world.judge_status(op, world.image().set_fill(fill).code);
+}
+
+void run_pause_prefetch(World& world, const Op& op) {
+    world.image().pause_prefetch(op.a != 0);
+    world.finished(op, "ok");
+}
+
+void run_quiesce(World& world, const Op& op) {
+    world.quiesce_for(op.a);
+    world.finished(op, "ok");
+}
+
+void run_fill_up(World& world, const Op& op) {
+    world.fill_up(op.a != 0);
+    world.finished(op, "ok");
+}
+
 /* In the order of OpKind. A cut of the power and a kill of the process are no requests: the
  * scheduler does them. */
 constexpr Operation kOperations[] = {
@@ -311,6 +358,10 @@ constexpr Operation kOperations[] = {
     {"no_memory", false, 1, draw_nothing, run_no_memory},
     {"resize", false, 2, draw_resize, run_resize},
     {"extend", false, 3, draw_extend, run_extend},
+    {"set_fill", false, 2, draw_set_fill, run_set_fill},
+    {"pause_prefetch", false, 1, draw_pause_prefetch, run_pause_prefetch},
+    {"quiesce", false, 1, draw_quiesce, run_quiesce},
+    {"fill_up", true, 1, draw_pause_prefetch, run_fill_up},
 };
 static_assert(std::size(kOperations) == static_cast<size_t>(OpKind::count));
 

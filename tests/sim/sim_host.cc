@@ -4,6 +4,9 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdlib>
+#include <utility>
+
+#include <malloc.h>
 
 namespace fvd::sim {
 
@@ -24,13 +27,13 @@ uint64_t checksum_of(std::span<const Slice> slices) {
     return sum;
 }
 
+}  // namespace
+
 const char* call_name(CallKind kind) {
-    constexpr const char* names[] = {"read",  "write",  "zeroes", "discard",
-                                     "flush", "length", "resize", "allocate"};
+    constexpr const char* names[] = {"read",   "write",  "zeroes",   "discard", "flush",
+                                     "length", "resize", "allocate", "extent"};
     return names[static_cast<size_t>(kind)];
 }
-
-}  // namespace
 
 const char* file_name(File file) {
     constexpr const char* names[] = {"image", "data", "base"};
@@ -100,8 +103,9 @@ void SimHost::perform(PendingIo& io) {
     SimDisk& disk = disk_of(io.file);
     io.status = io.error == 0 ? Status() : Status(-io.error);
     if (io.error != 0) {
-        const bool is_flush = io.kind == CallKind::flush;
-        (is_flush ? io.fiber->saw_flush_error : io.fiber->saw_data_error) = true;
+        (io.kind == CallKind::flush ? io.fiber->saw_flush_error
+         : io.file == FVD_FILE_BASE ? io.fiber->saw_base_error
+                                    : io.fiber->saw_data_error) = true;
     }
     switch (io.kind) {
         case CallKind::read:
@@ -160,6 +164,9 @@ Status SimHost::read(File file, uint64_t offset, std::span<const Slice> to, uint
     if (!power_) {
         return -EIO;
     }
+    if (file == FVD_FILE_BASE && std::exchange(Fiber::current()->fetches, false)) {
+        observer_.fetch_begins(offset, total_length(to));
+    }
     PendingIo io;
     io.kind = CallKind::read;
     io.file = file;
@@ -200,9 +207,11 @@ Status SimHost::store(PendingIo& io, ConstBytes bytes) {
     if (bytes.empty()) {
         return wait(io);
     }
+    watched_ = true;
     observer_.write_enters(io.file, io.offset, bytes);
     io.write = disk.submit(io.offset, bytes);
     observer_.write_entered();
+    watched_ = false;
     return wait(io);
 }
 
@@ -295,10 +304,50 @@ Status SimHost::resize(File file, uint64_t length, Preallocation) {
     return {};
 }
 
-Status SimHost::extent(File, uint64_t, uint64_t length, bool* zero, uint64_t* run) {
+/* The base tells of its holes sector by sector; other files tell nothing. */
+Status SimHost::extent(File file, uint64_t offset, uint64_t length, bool* zero, uint64_t* run) {
+    check_unlocked("extent");
     *zero = false;
     *run = length;
+    if (file != FVD_FILE_BASE) {
+        return {};
+    }
+    if (!power_) {
+        return -EIO;
+    }
+    PendingIo io;
+    io.kind = CallKind::extent;
+    io.file = file;
+    io.offset = offset;
+    io.length = length;
+    io.error = fault_for(io.kind, file);
+    if (const Status status = wait(io); !status.ok()) {
+        return status;
+    }
+    constexpr uint64_t kSector = 512;
+    const auto is_zero = [this](uint64_t at) {
+        const uint64_t end = std::min<uint64_t>(base_.size(), (at / kSector + 1) * kSector);
+        return at >= end || std::all_of(base_.begin() + static_cast<ptrdiff_t>(at),
+                                        base_.begin() + static_cast<ptrdiff_t>(end),
+                                        [](std::byte b) { return b == std::byte{0}; });
+    };
+    *zero = is_zero(offset);
+    uint64_t at = (offset / kSector + 1) * kSector;
+    while (at < offset + length && is_zero(at) == *zero) {
+        at += kSector;
+    }
+    *run = std::min(at, offset + length) - offset;
     return {};
+}
+
+void SimHost::announce(Event event) {
+    check_unlocked("announce");
+    if (event == FVD_EVENT_FETCH_READ) {
+        Fiber::current()->fetches = true;
+    }
+    if (event == FVD_EVENT_FILLED && power_) {
+        observer_.filled();
+    }
 }
 
 void* SimHost::allocate(size_t size) {
@@ -315,6 +364,7 @@ void* SimHost::allocate(size_t size) {
 void SimHost::release(void* memory) {
     if (memory != nullptr) {
         allocated_--;
+        std::memset(memory, 0xDD, std::min<size_t>(malloc_usable_size(memory), 4096));
         std::free(memory);
     }
 }
@@ -331,6 +381,11 @@ void SimHost::copy_to_guest(void* guest, uint64_t guest_offset, ConstBytes from)
 
 void SimHost::lock() {
     FVD_ASSERT(!locked_);
+    if (lock_waits != 0 && !watched_ && Fiber::current() != nullptr && rng_.chance(lock_waits)) {
+        do {
+            Fiber::yield();
+        } while (rng_.chance(90));
+    }
     locked_ = true;
 }
 

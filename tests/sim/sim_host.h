@@ -25,7 +25,8 @@ enum class CallKind : uint8_t {
     flush,
     length,
     resize,
-    allocate
+    allocate,
+    extent
 };
 
 /** Which calls fail, and how. */
@@ -62,6 +63,8 @@ class HostObserver {
     virtual void write_entered() = 0;
     virtual void flush_completes(File file) = 0; /* just before things become durable */
     virtual void flush_failed(File file, Fiber* who) = 0;
+    virtual void filled() = 0;
+    virtual void fetch_begins(uint64_t offset, uint64_t length) = 0;
     virtual void task_started(std::function<void()> body) = 0;
     virtual void host_broken(const char* promise, const std::string& text) = 0;
     virtual void event(const std::string& text) = 0;
@@ -102,8 +105,9 @@ class SimHost final : public Host {
     uint64_t now_ns = 1;
     uint64_t deadline[FVD_TIMER_COUNT] = {}; /* ns; 0: not armed */
     uint32_t slow_reads = 0;                 /* percent */
-    bool is_device = false; /* of guest data: nobody but extend() makes it longer */
-    bool was_full = false;  /* and somebody wanted it longer */
+    bool is_device = false;  /* of guest data: nobody but extend() makes it longer */
+    bool was_full = false;   /* and somebody wanted it longer */
+    uint32_t lock_waits = 0; /* percent */
     bool discards = true;
     bool zeroes = true;
 
@@ -129,7 +133,7 @@ class SimHost final : public Host {
     uint64_t now() override { return now_ns; }
     void arm_timer(Timer timer, uint64_t delay_ns) override;
     void cancel_timer(Timer timer) override;
-    void announce(Event) override {}
+    void announce(Event event) override;
     void warn(const char* sentence) override;
     void random(MutableBytes bytes) override;
 
@@ -154,6 +158,7 @@ class SimHost final : public Host {
     bool power_ = true;
     bool locked_ = false;
     bool suspended_ = false;
+    bool watched_ = false; /* the world looks, and time stands still */
     uint64_t calls_ = 0;
     uint64_t faults_hit_ = 0;
     uint64_t allocated_ = 0;
@@ -161,5 +166,6 @@ class SimHost final : public Host {
 };
 
 const char* file_name(File file);
+const char* call_name(CallKind kind);
 
 }  // namespace fvd::sim

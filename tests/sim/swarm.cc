@@ -4,6 +4,7 @@
  * history of every kind at once reaches the deep corners of none.
  */
 #include <algorithm>
+#include <cerrno>
 
 #include "world.h"
 
@@ -68,11 +69,13 @@ void draw_sizes(Rng& rng, Shape& shape) {
             shape.virtual_size +
             align * rng.between(1, std::max<uint64_t>(shape.virtual_size / align / 2, 1));
     }
+    shape.fill = rng.chance(40) ? static_cast<uint32_t>(rng.below(4)) : 0;
 }
 
 void draw_effort(Rng& rng, Shape& shape, size_t ops) {
     const uint32_t depths[] = {1, 1, 2, 4, 8, 16, 64};
     shape.depth = rng.pick(depths);
+    shape.lock_waits = rng.chance(25) ? 10 : 0;
     /* So that a seed costs about the same however long its history is. */
     shape.explore_percent = ops < 40 ? 40 : ops < 120 ? 10 : 4;
     shape.budget = 16;
@@ -268,6 +271,78 @@ void make_table_history(Rng& rng, History& history) {
     }
 }
 
+/* Filling from the start, beside a guest that reads and writes the same blocks; to the end, and
+ * sometimes over again. */
+void make_fill_history(Rng& rng, History& history) {
+    Shape& shape = history.shape;
+    draw_devices(rng, shape);
+    draw_sizes(rng, shape);
+    if (!shape.has_base) {
+        shape.has_base = true;
+        shape.base_size = shape.virtual_size;
+        shape.chunk_size = 0; /* it may not fit the blocks */
+    }
+    draw_effort(rng, shape, 40);
+    constexpr uint32_t depths[] = {2, 4, 8, 16};
+    shape.depth = rng.pick(depths);
+    shape.lock_waits = rng.chance(50) ? 25 : 0;
+    shape.fill = static_cast<uint32_t>(rng.between(1, 3));
+    constexpr OpKind guest[] = {OpKind::read,  OpKind::read,  OpKind::read,        OpKind::write,
+                                OpKind::write, OpKind::flush, OpKind::write_zeroes};
+    constexpr OpKind other[] = {OpKind::set_fill, OpKind::pause_prefetch, OpKind::quiesce,
+                                OpKind::tick,     OpKind::reopen,         OpKind::cut,
+                                OpKind::kill,     OpKind::fault,          OpKind::no_memory,
+                                OpKind::commit,   OpKind::discard,        OpKind::check};
+    Op hot;
+    const auto add = [&](OpKind kind) {
+        Op op;
+        op.kind = kind;
+        if (kind != OpKind::cut && kind != OpKind::kill) {
+            operation(kind).draw(rng, shape, op);
+        }
+        /* Often where somebody else is at work. */
+        if (op.length != 0 && kind != OpKind::fault && hot.length != 0 && rng.chance(40)) {
+            op.offset = hot.offset;
+            op.length = hot.length;
+        }
+        if (kind == OpKind::read) {
+            hot = op;
+        }
+        history.ops.push_back(op);
+    };
+    /* The next reads of the base fail, or one of them. */
+    const auto add_base_fault = [&] {
+        Op op;
+        op.kind = OpKind::fault;
+        op.a = 1u << static_cast<unsigned>(CallKind::read);
+        op.flags = 1u << FVD_FILE_BASE;
+        op.offset = EIO;
+        op.b = rng.chance(20) ? 1 : 0;
+        op.length = rng.below(3);
+        history.ops.push_back(op);
+    };
+    const uint64_t base_faults = rng.chance(40) ? 8 : 0;
+    const uint64_t rounds = rng.between(1, 3);
+    for (uint64_t round = 0; round < rounds; round++) {
+        const uint64_t count = rng.between(4, 30);
+        const uint64_t odd = rng.below(25);
+        if (base_faults != 0) {
+            add_base_fault();
+        }
+        for (uint64_t i = 0; i < count; i++) {
+            if (rng.chance(base_faults)) {
+                add_base_fault();
+            }
+            add(rng.chance(odd) ? rng.pick(other) : rng.pick(guest));
+        }
+        if (rng.chance(70)) {
+            add(OpKind::fill_up);
+        }
+        constexpr OpKind end[] = {OpKind::make_empty, OpKind::cut, OpKind::reopen, OpKind::kill};
+        add(rng.pick(end));
+    }
+}
+
 }  // namespace
 
 History random_history(uint64_t seed) {
@@ -282,6 +357,8 @@ History random_history(uint64_t seed) {
         make_reuse_history(rng, history);
     } else if (seed % 128 == 12) {
         make_table_history(rng, history);
+    } else if (seed % 8 == 1) {
+        make_fill_history(rng, history);
     } else {
         draw_devices(rng, history.shape);
         draw_sizes(rng, history.shape);

@@ -46,6 +46,7 @@ World::World(const History& history, CrashExplorer& explorer, const WorldOptions
             Rng(mix(history.seed, 0x4057))),
       oracle_(image_disk_, history.shape.separate_data ? data_disk_ : image_disk_) {
     host_.discards = history.shape.host_discards;
+    host_.lock_waits = history.shape.lock_waits;
     host_.zeroes = history.shape.host_zeroes;
     host_.slow_reads = history.shape.slow_reads;
     host_.is_device = history.shape.device_chunks != 0;
@@ -128,12 +129,14 @@ bool World::issue_next() {
     if (quiet_running_) {
         return false;
     }
-    if (what.quiet ? in_flight_ != 0 || background_ != 0 : in_flight_ >= shape().depth) {
+    /* Tasks of the core may be running: whatever wants to be alone has to end them. */
+    if (what.quiet ? in_flight_ != 0 || timers_ != 0 : in_flight_ >= shape().depth) {
         return false;
     }
     next_op_++;
     operations_++;
     in_flight_++;
+    note_write(op);
     quiet_running_ = what.quiet;
     if (logging()) {
         event("begin #" + std::to_string(op.number) + " " + op_text(op));
@@ -152,15 +155,16 @@ void World::fire_timers() {
     for (unsigned t = 0; t < FVD_TIMER_COUNT; t++) {
         const bool due = host_.deadline[t] != 0 && host_.deadline[t] <= host_.now_ns;
         /* Timers may be late, and never fire while the image is being opened or closed. */
-        if (due && !quiet_running_ && !alone_ && image_ != nullptr && rng_.chance(30)) {
+        const bool may = (!quiet_running_ && !alone_) || timers_allowed_;
+        if (due && may && image_ != nullptr && rng_.chance(30)) {
             host_.deadline[t] = 0;
-            background_++;
+            timers_++;
             if (logging()) {
                 event("timer fires");
             }
             spawn([this, t] {
                 image_->timer_expired(static_cast<Timer>(t));
-                background_--;
+                timers_--;
             });
         }
     }
@@ -201,16 +205,16 @@ bool World::step() {
         const PendingIo& io = *host_.pending()[which];
         trace_ = mix(trace_, io.offset * 8 + static_cast<uint64_t>(io.kind));
         if (logging()) {
-            constexpr const char* names[] = {"read", "write", "zeroes", "discard", "flush"};
-            event(std::string("  done ") + names[static_cast<size_t>(io.kind)] + " " +
-                  file_name(io.file) + " " + std::to_string(io.offset) + "+" +
-                  std::to_string(io.length));
+            event(std::string("  done ") + call_name(io.kind) + " " + file_name(io.file) + " " +
+                  std::to_string(io.offset) + "+" + std::to_string(io.length));
         }
         host_.finish(which);
     } else if (ready_count != 0) {
         resume_one(ready[rng_.below(ready_count)]);
+    } else if (last_in_line_ != nullptr) {
+        std::exchange(last_in_line_, nullptr)->make_ready();
     } else if (!issue_next()) {
-        if (in_flight_ != 0 || background_ != 0) {
+        if (in_flight_ != 0 || timers_ != 0 || tasks_ != 0) {
             fail("P5", "requests wait for each other for ever");
         }
         return false;
@@ -233,6 +237,9 @@ void World::explore_if_wanted() {
 }
 
 void World::drain() {
+    if (last_in_line_ != nullptr) {
+        std::exchange(last_in_line_, nullptr)->make_ready();
+    }
     while (!fibers_.empty()) {
         bool progress = false;
         while (!host_.pending().empty()) {
@@ -298,11 +305,24 @@ void World::flush_failed(File, Fiber* who) {
     event("a flush failed and the cache is lost");
 }
 
+/* Nobody needs the base any more: whoever reads it all the same gets what must not show. */
+void World::filled() {
+    if (base_is_target_) {
+        return;
+    }
+    event("the base is gone");
+    const uint32_t size = shape().cell_size;
+    for (uint64_t at = 0; at < base_.size(); at += size) {
+        stamp::fill(&base_[at], size, kTrap, at / size);
+    }
+    explorer_.base_changed();
+}
+
 void World::task_started(std::function<void()> body) {
-    background_++;
+    tasks_++;
     spawn([this, run = std::move(body)] {
         run();
-        background_--;
+        tasks_--;
     });
 }
 
@@ -330,12 +350,38 @@ void World::finished(const Op& op, const std::string& outcome) {
     }
 }
 
+/* What is here is not fetched again; but the guest may have written it since that was decided. */
+void World::fetch_begins(uint64_t offset, uint64_t length) {
+    const uint64_t block = shape().block_size;
+    for (uint64_t at = offset; at < offset + length; at += block) {
+        if (!guest_wrote_[at / block] && image_->where(at, 1).place != Place::base) {
+            fail("P4", "block " + std::to_string(at / block) + " is fetched although it is here");
+        }
+    }
+}
+
+void World::note_write(const Op& op) {
+    const bool writes =
+        op.kind == OpKind::write || op.kind == OpKind::write_zeroes || op.kind == OpKind::discard;
+    if (!writes || !shape().has_base) {
+        return;
+    }
+    const uint64_t last = (op.offset + op.length - 1) / shape().block_size;
+    for (uint64_t block = op.offset / shape().block_size; block <= last; block++) {
+        guest_wrote_[block] = true;
+    }
+}
+
 void World::judge_status(const Op& op, Status status) {
     finished(op, status.ok() ? "ok" : "error " + std::to_string(-status.value()));
     if (!powered_) {
         return;
     }
     const Fiber* self = Fiber::current();
+    const bool own = self->saw_data_error || self->saw_flush_error || self->saw_base_error;
+    if (!status.ok() && op.kind == OpKind::read && !own) {
+        fail("P4", op_text(op) + " failed although no I/O of its own did");
+    }
     const bool device_is_full = host_.was_full && status.value() == -ENOSPC;
     if (!status.ok() && host_.faults_hit() == session_faults_ && !device_is_full) {
         fail("P7", op_text(op) + " failed with error " + std::to_string(-status.value()) +
@@ -343,7 +389,9 @@ void World::judge_status(const Op& op, Status status) {
     }
     const bool guest = op.kind == OpKind::read || op.kind == OpKind::write ||
                        op.kind == OpKind::write_zeroes || op.kind == OpKind::flush;
-    const bool hit = self->saw_data_error || self->saw_flush_error;
+    /* A read may have asked the base for more than the guest wants, and then again. */
+    const bool hit = self->saw_data_error || self->saw_flush_error ||
+                     (self->saw_base_error && op.kind != OpKind::read);
     if (status.ok() && guest && hit) {
         fail("P7", op_text(op) + " succeeded although I/O of its own failed");
     }

@@ -78,6 +78,9 @@ class World final : public HostObserver {
     const std::vector<std::byte>& base() const { return base_; }
     /** After run(): what is on the disks. */
     void leave_medium(Medium& medium) const { medium.load(image_disk_, data_disk_); }
+    /** Fill the image from its base, and do not return before it is full or cannot be. */
+    void fill_up(bool pause_between);
+    void quiesce_for(uint64_t steps);
     void advance_clock(uint64_t ms) { host_.now_ns += ms * 1'000'000; }
     void finished(const Op& op, const std::string& outcome);
 
@@ -89,6 +92,8 @@ class World final : public HostObserver {
     void write_entered() override { pending_changed_ = true; }
     void flush_completes(File file) override;
     void flush_failed(File file, Fiber* who) override;
+    void filled() override;
+    void fetch_begins(uint64_t offset, uint64_t length) override;
     void task_started(std::function<void()> body) override;
     void host_broken(const char* promise, const std::string& text) override;
 
@@ -108,10 +113,13 @@ class World final : public HostObserver {
     void repair_after_cut();
     void kill();
     void end_of_process();
+    void wait_until_nothing_happens();
+    void forget_timers();
     void run_in_fiber(std::function<void()> body);
 
     bool step();
     bool issue_next();
+    void note_write(const Op& op);
     void spawn(std::function<void()> body);
     void resume_one(size_t index);
     void fire_timers();
@@ -140,15 +148,21 @@ class World final : public HostObserver {
     std::multiset<uint64_t> ends_; /* of requests in flight */
     size_t next_op_ = 0;
     uint32_t in_flight_ = 0;
-    uint32_t background_ = 0;    /* fibers of timers, and tasks that the core started */
-    bool quiet_running_ = false; /* an operation that wants to be alone */
-    bool alone_ = false;         /* the world itself does something; nothing is issued */
+    uint32_t timers_ = 0;           /* fibers of timers */
+    uint32_t tasks_ = 0;            /* fibers that the core started */
+    bool timers_allowed_ = false;   /* although something wants to be alone */
+    Fiber* last_in_line_ = nullptr; /* goes on when nothing else can happen */
+    bool quiet_running_ = false;    /* an operation that wants to be alone */
+    bool alone_ = false;            /* the world itself does something; nothing is issued */
     bool powered_ = true;
     Fiber* urgent_ =
         nullptr; /* its host serialises flushes: a failure is known before the next ends */
     bool pending_changed_ = false;
     bool look_now_ = false;
+    bool base_is_target_ = false;   /* of a commit */
+    std::vector<bool> guest_wrote_; /* blocks, in this session */
     uint64_t flush_failures_ = 0;
+    bool judges_flushes_ = false; /* in this session there is metadata whose changes need them */
     uint64_t session_faults_ = 0; /* host_.faults_hit() when the session began */
     uint64_t trace_ = 0;
     uint64_t operations_ = 0;

@@ -47,6 +47,10 @@ void World::create() {
     options.compact_image = compact;
     options.chunk_size = s.chunk_size;
     options.storage_grow_unit = s.chunk_size * s.grow_chunks;
+    fvd_fill fill = empty_fill();
+    fill.copy_on_read = (s.fill & 1) != 0 ? FVD_ON : FVD_OFF;
+    fill.prefetch = (s.fill & 2) != 0 ? FVD_ON : FVD_OFF;
+    options.fill = &fill;
     Medium medium;
     medium.load(image_disk_, data_disk_);
     WriteLog log;
@@ -141,6 +145,7 @@ bool World::start_session(StartMode mode) {
     host_.was_full = false;
     oracle_.look_at_header();
     flush_failures_ = 0;
+    guest_wrote_.assign(shape().virtual_size / 512 + 1, false); /* blocks are not smaller */
     reference_.forget_losses();
     Error error = Error::none();
     if (image_ == nullptr || rng_.chance(50)) {
@@ -152,6 +157,9 @@ bool World::start_session(StartMode mode) {
     }
     if (error.ok() && powered_) {
         adopt_size(mode);
+        fvd_info info;
+        image_->describe(&info);
+        judges_flushes_ = shape().has_base && (info.blocks != 0 || shape().chunk_size != 0);
     }
     if (error.ok() || !powered_) {
         return error.ok();
@@ -249,7 +257,7 @@ void World::close(bool flush_first) {
         reference_.cache_was_lost(Fiber::moment()); /* whoever closed was told */
         event("closing failed; the fault is lifted");
     }
-    host_.deadline[FVD_TIMER_COMMIT] = 0;
+    forget_timers();
     host_.lift_faults();
     if (flush_failures_ != 0) {
         image_disk_.evict_cache();
@@ -297,13 +305,13 @@ void World::check_image_file(bool repair) {
 void World::flushed(uint64_t moment, uint64_t failures_when_issued) {
     /* Without metadata a flush after a failed one is the storage's own affair, as with a raw disk.
      */
-    if (failures_when_issued != 0 && shape().has_base) {
+    if (failures_when_issued != 0 && judges_flushes_) {
         fail("R13", "a flush succeeded although one before it failed");
     }
     /* A cache lost after the flush's answer was fixed, and before its task ran on, is no lie. */
     const Fiber* task = Fiber::current();
     const uint64_t answered = task == nullptr ? UINT64_MAX : task->ready_since;
-    if (!reference_.flush_ends(moment, answered) && shape().has_base) {
+    if (!reference_.flush_ends(moment, answered) && judges_flushes_) {
         fail("P7", "a flush succeeded although what it stands for was lost");
     }
     look_now_ = look_now_ || rng_.chance(std::max(shape().explore_percent, 30u));
@@ -327,10 +335,75 @@ void World::commit_to_base() {
         }
     }
     explorer_.base_changed();
+    base_is_target_ = true; /* so nobody detaches it, whatever is being finished */
     if (image_->make_empty().ok() && powered_) {
         oracle_.forget_blocks();
         event("the image is empty");
     }
+    base_is_target_ = false;
+}
+
+/* ------------------------------------------------------------------------------ filling */
+
+void World::forget_timers() {
+    for (uint64_t& deadline : host_.deadline) {
+        deadline = 0;
+    }
+}
+
+void World::wait_until_nothing_happens() {
+    last_in_line_ = Fiber::current();
+    last_in_line_->ready = false;
+    Fiber::yield();
+}
+
+void World::quiesce_for(uint64_t steps) {
+    Image& image = *image_;
+    image.quiesce(true);
+    for (uint64_t i = 0; i < steps && powered_; i++) {
+        Fiber::yield();
+    }
+    image.quiesce(false);
+}
+
+/* With a base that works, and a guest that does nothing, prefetch comes to its end. */
+void World::fill_up(bool pause_between) {
+    const auto condition = [this] {
+        fvd_info info;
+        image_->describe(&info);
+        return info.condition;
+    };
+    if (!shape().has_base || condition() == FVD_CONDITION_FAILED) {
+        return;
+    }
+    host_.suspend_faults(true);
+    timers_allowed_ = true;
+    fvd_fill fill = empty_fill();
+    fill.prefetch = FVD_ON;
+    const Error error = image_->set_fill(fill);
+    image_->pause_prefetch(pause_between);
+    fvd_progress now{};
+    for (uint64_t round = 0; powered_ && !violation_ && error.ok(); round++) {
+        wait_until_nothing_happens();
+        if (!powered_) {
+            break;
+        }
+        image_->progress(&now);
+        if (pause_between) {
+            pause_between = false;
+            image_->pause_prefetch(false);
+        } else if (now.filled || condition() == FVD_CONDITION_FAILED || host_.was_full) {
+            break;
+        } else if (tasks_ != 0 || timers_ != 0) {
+            continue; /* something began just now */
+        } else if (host_.deadline[FVD_TIMER_PREFETCH] == 0 || round == 100000) {
+            fail("P5", "prefetch does not come to its end");
+        } else {
+            host_.now_ns = std::max(host_.now_ns, host_.deadline[FVD_TIMER_PREFETCH]);
+        }
+    }
+    timers_allowed_ = false;
+    host_.suspend_faults(false);
 }
 
 /* ------------------------------------------------------------------------------ resize */
@@ -462,7 +535,7 @@ void World::end_of_process() {
     host_.set_power(false);
     drain();
     image_.reset();
-    host_.deadline[FVD_TIMER_COMMIT] = 0;
+    forget_timers();
     host_.lift_faults();
     pending_changed_ = look_now_ = false;
     urgent_ = nullptr;

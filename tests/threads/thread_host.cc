@@ -328,8 +328,11 @@ void ThreadHost::start_task(Task run, void* opaque) {
     spawn([run, opaque] { run(opaque); });
 }
 
+/* In the time of the timers. */
 uint64_t ThreadHost::now() {
-    return static_cast<uint64_t>(Clock::now().time_since_epoch() / std::chrono::nanoseconds(1));
+    const auto since_start = Clock::now() - started_;
+    return 1 + static_cast<uint64_t>(since_start / std::chrono::nanoseconds(1)) *
+                   options_.timer_divisor;
 }
 
 void ThreadHost::warn(const char* sentence) {

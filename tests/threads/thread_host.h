@@ -108,6 +108,7 @@ class ThreadHost final : public Host {
     MemoryFile image_;
     MemoryFile base_;
     const HostOptions options_;
+    const Clock::time_point started_ = Clock::now();
     std::atomic<uint32_t> failing_writes_;
     std::atomic<uint64_t> parks_{0};
     std::atomic<uint64_t> fired_{0};

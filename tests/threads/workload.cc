@@ -128,6 +128,8 @@ class World::Worker {
             check(image_.commit());
         } else if (draw < 190) {
             set_base();
+        } else if (draw < 193) {
+            change_filling();
         } else {
             look();
         }
@@ -200,7 +202,34 @@ class World::Worker {
         check(error.code);
     }
 
+    /* Half of the worlds fill themselves. */
+    void change_filling() {
+        if (world_.options_.seed % 2 == 0) {
+            return;
+        }
+        const uint64_t draw = random_.below(8);
+        if (draw == 0) {
+            image_.pause_prefetch(random_.below(2) == 0);
+        } else if (draw < 4) {
+            image_.quiesce(true);
+            read(any_run());
+            image_.quiesce(false);
+        } else {
+            fvd_fill fill = empty_fill();
+            fill.copy_on_read = random_.below(4) == 0 ? FVD_OFF : FVD_ON;
+            fill.prefetch = random_.below(2) == 0 ? FVD_OFF : FVD_ON;
+            fill.max_outstanding_copy_on_read_data = random_.below(2) == 0 ? 65536 : 0;
+            fill.prefetch_max_write_throughput = random_.below(2) == 0 ? 64 : 0;
+            check(image_.set_fill(fill).code);
+        }
+    }
+
     void look() {
+        fvd_progress progress;
+        image_.progress(&progress);
+        if (progress.blocks_here > progress.blocks) {
+            world_.complain("more blocks are here than there are");
+        }
         fvd_info info;
         image_.describe(&info);
         if (std::strncmp(info.base_img, "base", 4) != 0 || !info.started ||
@@ -233,7 +262,10 @@ bool World::create() {
         return false;
     }
     host_->attach(image_.get());
-    return true;
+    fvd_fill fill = empty_fill();
+    fill.copy_on_read = options_.seed % 2 == 1 ? FVD_ON : FVD_OFF;
+    fill.prefetch = options_.seed % 4 == 1 ? FVD_ON : FVD_OFF;
+    return must(image_->set_fill(fill), "set_fill");
 }
 
 bool World::run(double seconds) {
@@ -309,6 +341,11 @@ bool World::stop_and_start() {
 }
 
 bool World::make_empty() {
+    fvd_progress progress;
+    image_->progress(&progress);
+    if (progress.blocks == 0) {
+        return true; /* it was filled, and does not know its base any more */
+    }
     if (!must(image_->make_empty(), "make empty")) {
         return false;
     }

@@ -51,6 +51,18 @@
     PLANT(bit_before_slot, "P1: records of bits stand before those of the slots they need") \
     PLANT(reuse_while_read, "P7: a freed slot is used while a request still reads it")      \
     PLANT(truncate_early, "P1: a smaller disk loses its end before the header says so")     \
+    PLANT(store_over_guest, "P3: a stored copy overtakes a guest's write")                  \
+    PLANT(record_before_store, "R1, I1: a copy's bit is set before it is written")          \
+    PLANT(bit_before_list, "P3: a block is fetched that came here meanwhile")               \
+    PLANT(forget_reader, "P5: who waits for another's fetch is never woken")                \
+    PLANT(failed_fetch_fails_all, "P4: who waits for another's fetch gets its error")       \
+    PLANT(keep_failed_fetch, "P5: a failed fetch stays on the list")                        \
+    PLANT(free_while_copied, "P3: a fetch is freed while a reader copies from it")          \
+    PLANT(fetch_past_base, "P3: what is fetched goes past the end of the base")             \
+    PLANT(zeros_too_long, "P3: a block that is zeros in part is taken for zeros")           \
+    PLANT(pause_for_ever, "B17: prefetch is resumed and does not go on")                    \
+    PLANT(filled_before_flush, "P1: the base is given up before data is durable")           \
+    PLANT(keep_filled_flag, "P3: an emptied image still says that it is full")              \
     PLANT(canary, "nothing is broken; the alarm must ring all the same")
 
 namespace fvd::plant {

@@ -47,7 +47,8 @@ class Committer {
      */
     Error begin(const ReplayTarget& recovered);
     /** A new life of an image without metadata: nothing is recorded, flushes pass. */
-    void begin_untracked() { failed_.store(false, std::memory_order_release); }
+    void begin_untracked();
+    const TrackedBitmap& bitmap() const { return bitmap_; }
     /** The header was loaded: the next update writes @p first first. */
     void set_first_slot(HeaderSlot first) { first_slot_ = first; }
 
@@ -140,6 +141,9 @@ class Committer {
             return status;
         });
     }
+    /** Say in the header, durably, that every block is here or that blocks may be in the base; what
+     *  was committed is at home then, and the ring is void. Requests and commits may go on. */
+    Status set_filled(bool filled);
     /** Everything committed goes home. */
     Status save_home() {
         HostLock lock(host_);

@@ -13,8 +13,10 @@
 
 #include "fvd/engine/chunk_allocator.h"
 #include "fvd/engine/committer.h"
+#include "fvd/engine/fetch_list.h"
 #include "fvd/engine/fill_options.h"
 #include "fvd/engine/host.h"
+#include "fvd/engine/prefetcher.h"
 #include "fvd/engine/range_lock.h"
 #include "fvd/format/block_bitmap.h"
 #include "fvd/format/header.h"
@@ -57,7 +59,12 @@ struct Segment {
 
 class Image {
   public:
-    explicit Image(Host& host) : host_(host), slots_(host), committer_(host, header_, slots_) {}
+    explicit Image(Host& host)
+        : host_(host),
+          slots_(host),
+          committer_(host, header_, slots_),
+          fetches_(host),
+          prefetcher_(host, fetches_, *this, {fetch_task, store_task, look_task, finish_task}) {}
     Image(const Image&) = delete;
     Image& operator=(const Image&) = delete;
 
@@ -104,8 +111,7 @@ class Image {
     ByteRange bytes_of(BlockRange blocks) const;
     bool cuts_missing_block(BlockRange blocks, uint64_t offset, uint64_t length) const;
     /** There is metadata whose changes go through the journal. */
-    bool is_tracked() const { return uses_bitmap() || header_.has_table(); }
-    bool uses_bitmap() const { return header_.has_bitmap() && !header_.base_fully_prefetched; }
+    bool is_tracked() const { return uses_bitmap_ || header_.has_table(); }
 
     /* Compact images: which slots hold [offset, offset + length). */
     ChunkIndex chunk_at(uint64_t offset) const { return ChunkIndex(offset / header_.chunk_size); }
@@ -115,6 +121,46 @@ class Image {
     ChunkTable& table() const { return *table_.load(std::memory_order_acquire); }
     std::optional<SlotIndex> slot_of(ChunkIndex chunk);
     ChunkAllocator* slots_in_use() { return header_.has_table() ? &slots_ : nullptr; }
+
+    /* The data of these blocks is here now. */
+    void record(BlockRange blocks);
+
+    /* Reads that the base serves. */
+    enum class Way { again, share, keep, alone };
+    bool fills() const {
+        return keeping_.load(std::memory_order_acquire) || prefetcher_.wanted() ||
+               !fetches_.empty();
+    }
+    Way choose_way(uint64_t offset, uint64_t* run, Fetch** fetch);
+    Fetch* keep(BlockRange blocks);
+    Status read_missing(Placement* piece, uint64_t offset, GuestBuffer to, uint32_t flags);
+    Status read_alone(const ByteRange& range, GuestBuffer to, uint32_t flags);
+    Status read_shared(Fetch& fetch, const ByteRange& range, GuestBuffer to, uint32_t flags);
+    Status read_and_keep(Fetch& fetch, const ByteRange& range, GuestBuffer to, uint32_t flags);
+    Status read_base(std::span<const Slice> to, uint64_t offset, uint64_t length, uint32_t flags);
+    void give(const Fetch& fetch, const ByteRange& range, GuestBuffer to);
+
+    /* Storing what was fetched, and prefetch. */
+    void store(Fetch& fetch);
+    Status store_blocks(const Fetch& fetch, uint64_t* kept);
+    Status give_slots(const Fetch& fetch);
+    Status store_run(const Fetch& fetch, BlockRange run, uint64_t* kept);
+    Status store_piece(const Fetch& fetch, uint64_t at, uint64_t length, const Placement& place,
+                       bool zero);
+    uint64_t same_kind(ConstBytes data, bool* zero) const;
+    void fetch(Fetch& fetch);
+    ByteRange store_zeros(const ByteRange& zeros);
+    static void fetch_task(void* fetch);
+    static void store_task(void* fetch);
+    static void look_task(void* image);
+    static void finish_task(void* image);
+    void describe_pace(PaceTime now, uint64_t to_go, fvd_progress* progress) const;
+    void begin_filling();
+    void end_filling();
+    void apply_plan();
+    void wait_for_fetches();
+
+    Status empty_now();
 
     Error check_startable() const;
     Error check_data_length(int64_t length) const;
@@ -131,7 +177,7 @@ class Image {
     Error read_ring(uint64_t first, uint64_t count, Visit visit);
 
     bool is_guest_data(const Placement& piece) const;
-    Status read_piece(const Placement& piece, uint64_t offset, GuestBuffer to, uint32_t flags);
+    Status read_piece(Placement* piece, uint64_t offset, GuestBuffer to, uint32_t flags);
     Status write_segment(const Segment& to, GuestBuffer from, uint32_t flags);
     Status first_write(BlockRange blocks, const Segment& to, GuestBuffer from, uint32_t flags);
     Status copy_and_write(BlockRange blocks, const Segment& to, GuestBuffer from, uint32_t flags);
@@ -204,10 +250,18 @@ class Image {
     std::atomic<uint64_t> tracked_size_{0}; /* bytes of the disk that the bitmap decides about */
     bool started_ = false;
     bool writable_ = false;
-    /* Of this process; guarded by the host's mutex. */
-    fvd_fill fill_options_ = empty_fill();
-    bool prefetch_paused_ = false;
-    unsigned quiesced_ = 0;
+    bool uses_bitmap_ =
+        false; /* in this life: the flag that ends its use counts from the next on */
+
+    /* Filling from the base; guarded by the host's mutex. */
+    FetchList fetches_;
+    Prefetcher prefetcher_;
+    fvd_fill fill_options_ = empty_fill(); /* of this process */
+    FillPlan plan_;
+    PaceTime keep_again_at_ = 0;
+    fvd_progress progress_{};          /* the counters of it */
+    std::atomic<bool> keeping_{false}; /* copy-on-read is in force */
+    std::atomic<uint64_t> bytes_guest_{0};
 };
 
 }  // namespace fvd

@@ -45,6 +45,8 @@ class TrackedBitmap {
     bool begin(Host& host, BlockBitmap current, uint64_t pages, const BlockBitmap& unsaved);
 
     void record(BlockRange blocks);
+    /** Blocks that are not here, in the current view. */
+    uint64_t missing() const { return missing_; }
     /** Add records of the pages in [*page, end) that changed to the group; they are no longer
      *  pending. False when the group is full: *page is where to go on. */
     bool collect(JournalGroup& group, uint64_t* page);
@@ -68,6 +70,7 @@ class TrackedBitmap {
 
     HostBuffer committed_words_;
     BlockBitmap committed_;
+    uint64_t missing_ = 0;
 };
 
 class TrackedTable {

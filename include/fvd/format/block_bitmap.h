@@ -37,7 +37,9 @@ class BlockBitmap {
     uint64_t run_end(uint64_t begin, uint64_t end, bool value) const;
     void set(uint64_t begin, uint64_t end);
     void clear(uint64_t begin, uint64_t end);
-    uint64_t count() const;
+    uint64_t count() const { return count(0, bits_); }
+    /** Of [begin, end). */
+    uint64_t count(uint64_t begin, uint64_t end) const;
 
     uint64_t word(uint64_t index) const;
     /** Whole words, e.g. to compare two bitmaps quickly. */

@@ -35,7 +35,9 @@ class MemoryHost final : public Host {
     int64_t live = 0;
     bool timer_armed = false; /* of commits */
     uint64_t clock = 1'000'000'000;
+    uint64_t base_takes = 0;  /* ns that a read of the base takes */
     uint64_t prefetch_at = 0; /* when its timer fires; 0: not armed */
+    int announced[FVD_EVENT_COUNT] = {};
     std::deque<std::pair<Task, void*>> tasks;
     bool zero_init = true;
     bool locked = false;
@@ -47,6 +49,7 @@ class MemoryHost final : public Host {
     }
 
     Status read(File file, uint64_t offset, std::span<const Slice> to, uint32_t) override {
+        clock += file == FVD_FILE_BASE ? base_takes : 0;
         if (Status status = note("read", file, offset, total(to)); !status.ok()) {
             return status;
         }
@@ -168,7 +171,10 @@ class MemoryHost final : public Host {
             run_task();
         }
     }
-    void announce(Event) override {}
+    void announce(Event event) override {
+        FVD_ASSERT(!locked);
+        announced[event]++;
+    }
     void warn(const char* sentence) override { warnings.emplace_back(sentence); }
     void random(MutableBytes to) override { std::memset(to.data(), 0x5C, to.size()); }
 

@@ -83,14 +83,25 @@ Header rebased(uint64_t n) {
 
 class HeaderTear : public testing::TestWithParam<Header (*)(uint64_t)> {};
 
-Header resized(uint64_t n) {
+Header amended(uint64_t n) {
     Header header = generation(n);
-    header.virtual_size /= 4;
-    header.base_size /= 4;
+    header.copy_on_read = !header.copy_on_read;
+    header.max_outstanding_copy_on_read_data ^= 0xFFFFF;
+    header.prefetch_start_delay += 77;
+    header.base_fully_prefetched = !header.base_fully_prefetched;
+    header.num_prefetch_slots ^= 15;
+    header.prefetch_write_throughput_measure_time ^= 255;
     return header;
 }
 
-INSTANTIATE_TEST_SUITE_P(, HeaderTear, testing::Values(marked, rebased, resized));
+Header resized(uint64_t n) {
+    Header header = generation(n);
+    header.virtual_size += 512;
+    header.base_size -= 512;
+    return header;
+}
+
+INSTANTIATE_TEST_SUITE_P(, HeaderTear, testing::Values(marked, rebased, amended, resized));
 
 /** A cut during an update: any sectors of the new block over the old one. */
 TEST_P(HeaderTear, IsKnownForWhatItIs) {
@@ -118,14 +129,16 @@ TEST_P(HeaderTear, IsKnownForWhatItIs) {
 
 TEST(ChooseHeader, AnyOtherByteIsDamage) {
     const Block good(generation(7));
-    const char* const marking[] = {"virtual_disk_size",    "base_img",       "base_img_fmt",
-                                   "base_img_size",        "table_offset",   "table_size",
-                                   "stable_journal_epoch", "clean_shutdown", "autoclear_features",
-                                   "header_generation",    "header_crc32c"};
+    const char* const marking[] = {"virtual_disk_size",  "base_img",          "base_img_fmt",
+                                   "base_img_size",      "table_offset",      "table_size",
+                                   "autoclear_features", "header_generation", "header_crc32c"};
+    const size_t first = Block::field("stable_journal_epoch").offset;
+    const HeaderField last = Block::field("prefetch_write_throughput_measure_time");
     for (size_t at = 0; at < kHeaderSize; ++at) {
         Block bad = good;
         bad[at] ^= std::byte{0x10};
-        CopyState expected = CopyState::damaged;
+        const bool in_between = at >= first && at < last.offset + last.size;
+        CopyState expected = in_between ? CopyState::torn : CopyState::damaged;
         for (const char* name : marking) {
             const HeaderField field = Block::field(name);
             if (at >= field.offset && at < field.offset + field.size) {

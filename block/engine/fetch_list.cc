@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "fvd/engine/fetch_list.h"
+
+#include <new>
+
+#include "fvd/base/arith.h"
+#include "fvd/base/plant.h"
+
+namespace fvd {
+
+FetchList::~FetchList() {
+    while (first_ != nullptr) {
+        remove(*first_);
+    }
+}
+
+Fetch* FetchList::first_behind(uint64_t block) const {
+    Fetch* fetch = first_;
+    while (fetch != nullptr && fetch->blocks.end.value <= block) {
+        fetch = fetch->next;
+    }
+    return fetch;
+}
+
+/* New ones mostly go to the end. */
+void FetchList::link(Fetch& fetch) {
+    Fetch* before = last_;
+    while (before != nullptr && fetch.blocks.begin < before->blocks.begin) {
+        before = before->previous;
+    }
+    Fetch* const after = before != nullptr ? before->next : first_;
+    FVD_ASSERT(before == nullptr || before->blocks.end <= fetch.blocks.begin);
+    FVD_ASSERT(after == nullptr || fetch.blocks.end <= after->blocks.begin);
+    fetch.previous = before;
+    fetch.next = after;
+    (before != nullptr ? before->next : first_) = &fetch;
+    (after != nullptr ? after->previous : last_) = &fetch;
+}
+
+/* One piece of memory for the data, which wants to be aligned, and what is known of it. */
+Fetch* FetchList::add(const Fetch& what) {
+    const bool has_data = what.who != FetchFor::zeros;
+    const uint64_t room = has_data ? round_up(what.bytes.count(), alignof(Fetch)) : 0;
+    auto* const memory = static_cast<std::byte*>(host_.allocate(room + sizeof(Fetch)));
+    if (memory == nullptr) {
+        return nullptr;
+    }
+    Fetch* const fetch = new (memory + room) Fetch(what);
+    fetch->data = has_data ? memory : nullptr;
+    link(*fetch);
+    count_.fetch_add(1, std::memory_order_release);
+    memory_ += held_by(*fetch);
+    guest_memory_ += fetch->who == FetchFor::guest ? held_by(*fetch) : 0;
+    return fetch;
+}
+
+void FetchList::remove(Fetch& fetch) {
+    (fetch.previous != nullptr ? fetch.previous->next : first_) = fetch.next;
+    (fetch.next != nullptr ? fetch.next->previous : last_) = fetch.previous;
+    count_.fetch_sub(1, std::memory_order_release);
+    let_go(fetch);
+}
+
+void FetchList::let_go(Fetch& fetch) {
+    FVD_ASSERT(fetch.users != 0);
+    if (--fetch.users != 0 && !FVD_PLANT(free_while_copied)) {
+        return;
+    }
+    memory_ -= held_by(fetch);
+    guest_memory_ -= fetch.who == FetchFor::guest ? held_by(fetch) : 0;
+    host_.release(fetch.data != nullptr ? static_cast<void*>(fetch.data) : &fetch);
+}
+
+}  // namespace fvd
