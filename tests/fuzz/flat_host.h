@@ -217,6 +217,16 @@ class FlatHost final : public Host {
     void cancel_timer(Timer timer) override {
         timer == FVD_TIMER_COMMIT ? timer_armed = false : prefetch_armed = false;
     }
+    void run_tasks() {
+        while (!tasks.empty()) {
+            run_task();
+        }
+    }
+    /** The process is gone, and its tasks with it. */
+    void forget_tasks() {
+        tasks.clear();
+        prefetch_armed = false;
+    }
     void run_task() {
         const auto [run, opaque] = tasks.front();
         tasks.pop_front();

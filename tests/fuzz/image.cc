@@ -34,6 +34,7 @@ class Session {
     bool open(StartMode mode);
     void close();
     void request(const Step& step);
+    void background();
     void manage(const Step& step);
     void reopen(const Step& step, bool cut);
     void check(uint32_t fix);
@@ -216,6 +217,18 @@ void Session::request(const Step& step) {
     }
 }
 
+/* An image may ask to be filled. */
+void Session::background() {
+    if (image_ == nullptr) {
+        return;
+    }
+    host_.run_tasks();
+    if (std::exchange(host_.prefetch_armed, false)) {
+        image_->timer_expired(FVD_TIMER_PREFETCH);
+        host_.run_tasks();
+    }
+}
+
 void Session::manage(const Step& step) {
     switch (kind_of(step)) {
         case 24:
@@ -261,6 +274,7 @@ void Session::reopen(const Step& step, bool cut) {
     host_.fail_on = false;
     if (cut) {
         image_.reset();
+        host_.forget_tasks();
         host_.read_only = false;
     } else {
         const bool was_writable = writable_;
@@ -328,6 +342,7 @@ void Session::run(const Program& program) {
     for (const Step& step : program) {
         if (kind_of(step) >= kEdits && image_ != nullptr) {
             request(step);
+            background();
         }
     }
     host_.fail_call = -1;
