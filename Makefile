@@ -62,7 +62,7 @@ check-asan: all programs-asan ## Black-box tests of programs built with sanitize
 bench: all ## Side by side with raw, qcow2 and QED
 	@tests/bench/run
 
-demo: programs ## Boot a VM from an FVD image, cut its power, show that nothing is lost
+demo: programs ## Boot a VM over a slow link, cut its power, show that nothing is lost
 	@tests/demo
 
 clean: ## Remove build/ (fetched sources and compiler output stay in the cache)

@@ -95,8 +95,8 @@ static int fvd_parse_prefetch(const char *word, FvdFillOptions *to,
         return -EINVAL;
     }
     to->paused = mode == FVD_PREFETCH_PAUSED;
-    to->fill.prefetch = mode == FVD_PREFETCH_ON ? FVD_ON
-                        : mode == FVD_PREFETCH_OFF ? FVD_OFF : FVD_AUTO;
+    to->fill.prefetch = mode == FVD_PREFETCH_AUTO ? FVD_AUTO
+                        : mode == FVD_PREFETCH_OFF ? FVD_OFF : FVD_ON;
     return 0;
 }
 

@@ -161,6 +161,7 @@ struct BDRVFvdState {
     bool baseless;       /* made without a base: none can be put below it */
     bool never_writable; /* of January 2011 */
     bool compact;        /* what is not stored reads as zeros, wherever the file lies */
+    bool without_base;   /* none is attached: nothing is to be kept of it */
     bool handed_over;    /* another process may use the file: nothing in the background */
 
     /* Guarded by tasks.lock. */

@@ -441,6 +441,8 @@ fvd_do_open(BlockDriverState *bs, void *opaque)
         return fvd_error_to_qemu(ret, &error, open->errp);
     }
     fvd_host_has_image(s);
+    s->without_base = true;
+    fvd_quiesce(s->image, true);
     fvd_get_info(s->image, info);
     trace_fvd_load(bs, info->virtual_size, info->base_size, info->block_size,
                    info->base_img, info->data_file);
@@ -809,10 +811,28 @@ fvd_co_block_status(BlockDriverState *bs, bool want_zero, int64_t offset,
 
 /* -------------------------------------------------------------- properties */
 
+/*
+ * What a base that is not there reads as, zeros, is for the guest to see and
+ * not to be kept. A node is open before its base is attached, and the base can
+ * be taken away.
+ */
+static void GRAPH_RDLOCK fvd_follow_base(BlockDriverState *bs)
+{
+    BDRVFvdState *s = bs->opaque;
+    bool without_base = bs->backing == NULL;
+
+    if (s->image && s->without_base != without_base) {
+        s->without_base = without_base;
+        fvd_quiesce(s->image, without_base);
+    }
+}
+
+/* Called, too, whenever a base is attached or detached. */
 static void GRAPH_RDLOCK fvd_refresh_limits(BlockDriverState *bs, Error **errp)
 {
     BDRVFvdState *s = bs->opaque;
 
+    fvd_follow_base(bs);
     if (s->block_size == 0) {
         return;
     }

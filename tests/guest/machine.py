@@ -8,10 +8,11 @@ import re
 import selectors
 import shlex
 import signal
+import socket
 import subprocess
 import time
 
-from make_guest import GuestError
+from make_guest import GuestError, ensure_unpacked
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent.parent
 # The same words that the other tests of the real programs listen to.
@@ -81,11 +82,14 @@ def end_process(process):
 class NbdServer:
     """qemu-nbd serving a raw file read-only on a unix socket, as long as the block lasts."""
 
-    def __init__(self, file, socket):
-        self.socket = pathlib.Path(socket)
-        self.uri = f"nbd+unix:///?socket={socket}"
-        self.command = [program("qemu-nbd"), "--read-only", "--persistent", "--shared=0",
-                        "-f", "raw", "-k", str(socket), str(file)]
+    def __init__(self, file, path):
+        self.socket = pathlib.Path(path)
+        self.uri = f"nbd+unix:///?socket={path}"
+        self.command = self.words(file)
+
+    def words(self, file):
+        return [program("qemu-nbd"), "--read-only", "--persistent", "--shared=0",
+                "-f", "raw", "-k", str(self.socket), str(file)]
 
     def __enter__(self):
         self.process = subprocess.Popen(bound_to_us(self.command), start_new_session=True,
@@ -112,6 +116,75 @@ class NbdServer:
         end_process(self.process)
         self.process.stderr.close()
         self.socket.unlink(missing_ok=True)
+
+
+class FarNbdServer(NbdServer):
+    """The same at the end of a link: milliseconds to each answer, and so many bits a second."""
+
+    def __init__(self, file, path, milliseconds, bits_per_second):
+        self.delay, self.rate = milliseconds, bits_per_second
+        super().__init__(file, path)
+
+    def words(self, file):
+        return ["nbdkit", "--foreground", "--readonly", "--threads=32", f"--unix={self.socket}",
+                "--filter=delay", "--filter=rate", "file", str(file), f"rdelay={self.delay}ms",
+                f"rate={self.rate}"]
+
+
+class HttpServer:
+    """nginx serving a file, ranges of it too, as long as the block lasts."""
+
+    CONFIGURATION = """
+        daemon off; master_process off; pid {place}/pid; error_log {place}/errors;
+        events {{ }}
+        http {{
+            access_log {place}/requests;
+            client_body_temp_path {place}/1; proxy_temp_path {place}/2; fastcgi_temp_path {place}/3;
+            uwsgi_temp_path {place}/4; scgi_temp_path {place}/5;
+            server {{ listen 127.0.0.1:{port}; root {root}; }}
+        }}
+        """
+
+    def __init__(self, file, place):
+        self.place = pathlib.Path(place)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}/{file.name}"
+        configuration = self.place / "nginx.conf"
+        configuration.write_text(self.CONFIGURATION.format(place=place, port=self.port,
+                                                           root=file.resolve().parent))
+        self.command = [str(ensure_unpacked("nginx", "usr/sbin/nginx")), "-p", str(place),
+                        "-c", str(configuration)]
+
+    def __enter__(self):
+        self.process = subprocess.Popen(bound_to_us(self.command), start_new_session=True,
+                                        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                        stderr=subprocess.DEVNULL)
+        try:
+            self.wait_until_it_listens()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def wait_until_it_listens(self):
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                return
+            except OSError:
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise GuestError(f"{spoken(self.command)} does not serve") from None
+                time.sleep(0.02)
+
+    def requests(self):
+        """Lines of its log."""
+        return (self.place / "requests").read_text().splitlines()
+
+    def __exit__(self, *_):
+        end_process(self.process)
 
 
 class Machine:

@@ -68,6 +68,20 @@ def ensure_guest(say=lambda line: None):
     return Guest(place)
 
 
+def ensure_unpacked(package, inside):
+    """The path of a program of a Debian package that is not installed: a web server that came with
+    a test would go on serving after it."""
+    place = cache_directory() / "guest" / f"unpacked-{package}"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with one_maker(place.parent):
+        if not (place / inside).exists():
+            with tempfile.TemporaryDirectory(dir=place.parent, prefix="making-") as work:
+                unpack(fetch(package, lambda line: None), pathlib.Path(work) / "tree")
+                shutil.rmtree(place, ignore_errors=True)
+                (pathlib.Path(work) / "tree").rename(place)
+    return place / inside
+
+
 @contextlib.contextmanager
 def one_maker(directory):
     """Tests run side by side; the first makes the guest and the others wait for it."""

@@ -108,14 +108,14 @@ def boot_and_verify(machine, promises):
     return boot
 
 
-def write_until_cut(machine, promises, files, more_seconds):
-    """Lets the guest sync so many files, cuts the power a moment later; returns how many
-    syncs were reported in the end."""
+def write_until_cut(machine, promises, files, more_seconds, enough=lambda: True):
+    """Lets the guest sync so many files, and more until there is enough(), cuts the power a moment
+    later; returns how many syncs were reported in the end."""
     before = len(promises.paths)
     for message in machine.messages(WRITE_SECONDS):
         if message.startswith("SYNCED "):
             promises.add(message)
-        if len(promises.paths) - before >= files:
+        if len(promises.paths) - before >= files and enough():
             break
     else:
         raise GuestError(machine.evidence("the machine ended before the power cut"))

@@ -20,9 +20,10 @@ import unittest
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "guest"))
 
-from machine import (BIN, FORMAT, REPOSITORY, Machine, NbdServer, blockdev, cache_mode,
-                     check_image, drive, qemu_img)
+from machine import (BIN, FORMAT, REPOSITORY, FarNbdServer, HttpServer, Machine, NbdServer,
+                     blockdev, cache_mode, check_image, drive, qemu_img)
 from make_guest import GuestError, ensure_guest
+from qmp import Monitor
 from power_cut import Promises, boot_and_verify, round_words, write_until_cut
 
 # Evidence of failures when this file is run by itself.
@@ -51,6 +52,17 @@ class Life:
         with self.machine(round_words(self.boots + 1) + list(words)) as vm:
             boot_and_verify(vm, self.promises)
             write_until_cut(vm, self.promises, FILES_BEFORE_CUT, self.chance.random())
+
+    def write_until_complete(self, socket):
+        """The power goes when the image says that it needs its base no more."""
+        disk, self.disk = self.disk, self.disk + ["-qmp", f"unix:{socket},server=on,wait=off"]
+        with self.machine(round_words(self.boots + 2)) as vm:
+            boot_and_verify(vm, self.promises)
+            monitor = Monitor(str(socket), [])
+            write_until_cut(vm, self.promises, 1, self.chance.random(), lambda: any(
+                node.get("driver-specific", {}).get("complete")
+                for node in monitor.command("query-blockstats", query_nodes=True)))
+        self.disk = disk
 
     def verify_and_power_off(self):
         with self.machine([]) as vm:
@@ -92,6 +104,35 @@ class GuestBoot(unittest.TestCase):
                 check_image(self.image)
         self.assertTrue(boot.journal_replayed, "the guest's ext4 had no journal to replay: the "
                                                "power cut came at no moment worth testing")
+
+    def fill_and_live_alone(self, server, sockets, *options):
+        """The guest starts from a base that is far away, and in the end needs it no more."""
+        with server:
+            self.create(server.uri, "-o", ",".join(["copy_on_read=on", "prefetch_start_delay=0",
+                                                    *options]))
+            life = self.life(drive(self.image, self.cache))
+            life.write_and_cut_power()
+            life.write_until_complete(pathlib.Path(sockets) / "qmp")
+        life.verify_and_power_off()
+        check_image(self.image)
+        self.assertNotIn("backing file", qemu_img("info", "-f", FORMAT, self.image))
+
+    @unittest.skipUnless(FORMAT == "fvd", "about FVD itself")
+    def test_fills_itself_over_a_slow_link(self):
+        with tempfile.TemporaryDirectory(prefix="guest-boot-", dir="/tmp") as sockets:
+            far = FarNbdServer(self.guest.disk, pathlib.Path(sockets) / "base", 10, 200_000_000)
+            self.fill_and_live_alone(far, sockets)
+
+    @unittest.skipUnless(FORMAT == "fvd", "about FVD itself")
+    def test_a_compact_image_fills_itself_from_qemu_nbd(self):
+        with tempfile.TemporaryDirectory(prefix="guest-boot-", dir="/tmp") as sockets:
+            near = NbdServer(self.guest.disk, pathlib.Path(sockets) / "base")
+            self.fill_and_live_alone(near, sockets, "compact_image=on")
+
+    @unittest.skipUnless(FORMAT == "fvd", "about FVD itself")
+    def test_fills_itself_over_http(self):
+        with tempfile.TemporaryDirectory(prefix="guest-boot-", dir="/tmp") as sockets:
+            self.fill_and_live_alone(HttpServer(self.guest.disk, sockets), sockets)
 
     def test_separate_data_file(self):
         """Guest data in a file of its own, the disk given by -blockdev."""

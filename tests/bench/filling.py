@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How fast an image fills itself from a base that is far away, and what the guest notices of it. The
+base is behind nbdkit, whose filters make distance and bandwidth."""
+
+import contextlib
+import json
+import os
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import contenders
+import loads
+from contenders import KIB, MIB, REPOSITORY, SCRATCH, program
+from report import Table
+
+sys.path.insert(0, str(REPOSITORY / "tests/qemu"))
+
+import nbd
+
+ROUND_TRIPS = (0, 2, 10, 50, 200)  # ms
+PATIENCE = 600
+READ = 16 * KIB
+LINK = 200_000_000  # bits a second
+
+
+def tables(plan):
+    return [speed(plan), manners(plan)]
+
+
+# ------------------------------------------------------------------ programs
+
+@contextlib.contextmanager
+def server(path, milliseconds, bits=None):
+    """nbdkit with a raw file, at the end of a link."""
+    with tempfile.TemporaryDirectory(prefix="fvd-bench-") as place:
+        address = f"{place}/base"
+        filters = [f"--filter={name}" for name, wanted in (("delay", milliseconds), ("rate", bits)) if wanted]
+        words = ["nbdkit", "-f", "-r", "-t", "64", "-U", address, *filters, "file", str(path)]
+        words += [f"rdelay={milliseconds}ms"] if milliseconds else []
+        words += [f"rate={bits}"] if bits else []
+        process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+        try:
+            loads.wait_for(lambda: os.path.exists(address), process)
+            yield f"nbd+unix:///?socket={address}"
+        finally:
+            process.kill()
+            process.wait()
+
+
+class Daemon:
+    """qemu-storage-daemon with one image, and its monitor."""
+
+    def __init__(self, image, driver, **options):
+        self.place = tempfile.TemporaryDirectory(prefix="fvd-bench-")
+        path = f"{self.place.name}/qmp"
+        self.process = subprocess.Popen([
+            program("qemu-storage-daemon"), "--chardev", f"socket,id=m,path={path},server=on,wait=off",
+            "--monitor", "chardev=m"])
+        loads.wait_for(lambda: os.path.exists(path), self.process)
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(path)
+        self.socket, self.lines = connection, connection.makefile("r")
+        self.lines.readline()
+        self.command("qmp_capabilities")
+        self.command("blockdev-add", **{"driver": driver, "node-name": "disk", "file": {
+            "driver": "file", "filename": str(image)}, **options})
+
+    def command(self, name, **arguments):
+        self.socket.sendall(json.dumps({"execute": name, "arguments": arguments}).encode() + b"\n")
+        while True:
+            answer = json.loads(self.lines.readline())
+            if "return" in answer:
+                return answer["return"]
+            if "error" in answer:
+                raise RuntimeError(answer["error"]["desc"])
+
+    def stats(self):
+        return next(node["driver-specific"] for node in self.command("query-blockstats", **{"query-nodes": True})
+                    if node.get("node-name") == "disk")
+
+    def wait(self, ended):
+        """Seconds until ended() is true."""
+        begun = time.monotonic()
+        while not ended():
+            if time.monotonic() > begun + PATIENCE:
+                raise RuntimeError("no end")
+            time.sleep(0.01)
+        return time.monotonic() - begun
+
+    def export(self):
+        path = f"{self.place.name}/nbd"
+        self.command("nbd-server-start", addr={"type": "unix", "data": {"path": path}})
+        self.command("block-export-add", type="nbd", id="e", **{"node-name": "disk", "name": "disk"})
+        return nbd.Client(path, "disk", patience=PATIENCE)
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        self.place.cleanup()
+
+
+# ------------------------------------------------------------------ speed
+
+def convert(uri):
+    target = SCRATCH / "converted"
+    begun = time.monotonic()
+    loads.run([program("qemu-img"), "convert", "-m", "16", "-W", "-f", "raw", "-O", "raw", uri, str(target)])
+    took = time.monotonic() - begun
+    target.unlink()
+    return took
+
+
+def prefetch(uri):
+    image = SCRATCH / "image"
+    loads.run([program("qemu-img"), "create", "-q", "-f", "fvd", "-b", uri, "-F", "raw", str(image)])
+    daemon = Daemon(image, "fvd", prefetch="on")
+    took = daemon.wait(lambda: daemon.stats()["complete"])
+    daemon.close()
+    image.unlink()
+    return took
+
+
+def stream(uri):
+    image = SCRATCH / "image"
+    loads.run([program("qemu-img"), "create", "-q", "-f", "qcow2", "-b", uri, "-F", "raw", str(image)])
+    daemon = Daemon(image, "qcow2")
+    daemon.command("block-stream", device="disk", **{"job-id": "s"})
+    took = daemon.wait(lambda: not daemon.command("query-block-jobs"))
+    daemon.close()
+    image.unlink()
+    return took
+
+
+def speed(plan):
+    volume = (64 if plan.quick else 512) * MIB
+    base = contenders.make_base(SCRATCH / "base", volume)
+    ways = {"qemu-img convert -m 16 -W": convert, "fvd, prefetch": prefetch}
+    if not plan.quick:
+        ways["qcow2, block-stream"] = stream
+    table = Table("Filling an image from a base that is far away",
+                  f"{volume // MIB} MiB behind nbdkit's delay filter, MiB a second from the opening of the image until "
+                  "all is here; median of the rounds.", ["round trip", *ways])
+    for milliseconds in ROUND_TRIPS:
+        rates = {}
+        with server(base, milliseconds) as uri:
+            for name, way in ways.items():
+                rates[name] = volume / MIB / statistics.median(way(uri) for _ in range(plan.turns(1, 3)))
+                print(".", end="", file=sys.stderr, flush=True)
+        table.add(f"{milliseconds} ms", [f"{rate:.0f}" for rate in rates.values()])
+        table.at_least(f"{milliseconds} ms: prefetch / convert", rates["fvd, prefetch"] /
+                       rates["qemu-img convert -m 16 -W"], 0.9)
+        if milliseconds == 50:
+            table.at_least("50 ms: prefetch, MiB a second", rates["fvd, prefetch"], 90, "{:.0f}")
+    base.unlink()
+    return table.end()
+
+
+# ------------------------------------------------------------------ manners
+
+def guest_reads(client, places, seconds):
+    """[ms of each read], one in flight, of places that are in the base."""
+    took = []
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        place = next(places)
+        begun = time.monotonic()
+        client.read(place, READ)
+        took.append((time.monotonic() - begun) * 1000)
+    return took
+
+
+def percentile(values, percent):
+    return sorted(values)[min(int(len(values) * percent / 100), len(values) - 1)]
+
+
+def manners(plan):
+    """The guest reads from the back, prefetch comes from the front; they do not meet."""
+    volume, seconds = 4096 * MIB, 5 if plan.quick else 20
+    base = contenders.make_base(SCRATCH / "base", volume, 64 * MIB, 64 * MIB)
+    places = iter(random.Random(1).sample(range(volume // 2 // READ, volume // READ), volume // 4 // READ))
+    table = Table("A guest that reads from the base while prefetch runs",
+                  f"One read of {READ // KIB} KiB at a time over a link of {LINK // 1_000_000} Mbit/s and 2 ms, "
+                  f"{seconds} s each; prefetch begins 2 s before.", ["", "alone", "beside prefetch", "ratio"])
+    with server(base, 2, LINK) as uri:
+        image = SCRATCH / "image"
+        loads.run([program("qemu-img"), "create", "-q", "-f", "fvd", "-b", uri, "-F", "raw", str(image)])
+        daemon = Daemon(image, "fvd")
+        client = daemon.export()
+        guest_reads(client, places, 2)
+        alone = guest_reads(client, places, seconds)
+        node = {"driver": "fvd", "node-name": "disk", "prefetch": "on",
+                "file": {"driver": "file", "filename": str(image)}}
+        daemon.command("blockdev-reopen", options=[{**node, "file": file_node(daemon)}])
+        guest_reads(client, places, 2)
+        before = daemon.stats()["bytes-prefetch"]
+        beside = guest_reads(client, places, seconds)
+        fetched = daemon.stats()["bytes-prefetch"] - before
+        daemon.close()
+    base.unlink()
+    rate = [len(times) * READ / seconds / MIB for times in (alone, beside)]
+    tail = [percentile(times, 99) for times in (alone, beside)]
+    left = LINK / 8 / MIB - rate[1]
+    table.add("guest, MiB/s", [f"{rate[0]:.2f}", f"{rate[1]:.2f}", f"{rate[1] / rate[0]:.3f}"])
+    table.add("99th percentile, ms", [f"{tail[0]:.2f}", f"{tail[1]:.2f}", f"{tail[1] / tail[0]:.3f}"])
+    table.add("prefetch, MiB/s, of what is left", ["", f"{fetched / seconds / MIB:.2f}",
+                                                  f"{fetched / seconds / MIB / left:.3f}"])
+    table.at_least("guest's throughput beside prefetch", rate[1] / rate[0], 0.95, "{:.3f}")
+    table.at_most("guest's 99th percentile beside prefetch", tail[1] / tail[0], 1.15, "{:.3f}")
+    table.at_least("prefetch's part of what is left", fetched / seconds / MIB / left, 0.8, "{:.3f}")
+    return table.end()
+
+
+def file_node(daemon):
+    return next(node["node-name"] for node in daemon.command("query-named-block-nodes", flat=True)
+                if node["drv"] == "file")
