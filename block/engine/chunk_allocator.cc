@@ -22,6 +22,20 @@ std::span<uint64_t> memory_of_set(const HostBuffer& memory, size_t number, uint6
     return items_of<uint64_t>(memory, (number + 1) * words).subspan(number * words);
 }
 
+/* A slot that a chunk cannot have. */
+Error not_its_own(const Header& header, ChunkIndex chunk, uint64_t slot, uint64_t slots) {
+    if (slot >= slots) {
+        return Error::make(-EINVAL,
+                           "chunk %llu is in slot %llu, past the last one of the storage "
+                           "(%llu slots of %llu bytes); 'qemu-img check -r all' gives it up",
+                           print(chunk.value), print(slot), print(slots), print(header.chunk_size));
+    }
+    return Error::make(-EINVAL,
+                       "chunk %llu is in slot %llu, which is not its own; 'qemu-img check "
+                       "-r all' repairs it",
+                       print(chunk.value), print(slot));
+}
+
 Error no_memory(uint64_t slots) {
     return Error::make(-ENOMEM, "no memory to remember %llu slots", print(slots));
 }
@@ -139,28 +153,25 @@ void ChunkAllocator::reserve(const Header& header) {
     }
 }
 
+/* Run by run: a table may have hundreds of millions of entries. */
 Error ChunkAllocator::learn(const Header& header, const ChunkTable& table) {
     const uint64_t slots = std::min(slot_count_, storage_slots_);
-    for (uint64_t chunk = 0; chunk < table.chunks(); chunk++) {
-        const std::optional<SlotIndex> slot = table.slot(ChunkIndex(chunk));
-        if (!slot) {
-            continue;
+    const ChunkIndex end(table.chunks());
+    ChunkIndex chunk(0);
+    while (chunk < end) {
+        const ChunkRun run = table.run(chunk, end);
+        if (run.slot) {
+            const uint64_t first = run.slot->value;
+            const uint64_t last = first + (run.end - chunk);
+            const uint64_t taken =
+                first < slots ? used_.first(first, std::min(last, slots), true) : first;
+            if (taken < last) {
+                return not_its_own(header, chunk + (taken - first), taken, slots);
+            }
+            used_.add_others(first, last);
+            limit_ = std::max(limit_, last); /* the disk may have been larger */
         }
-        if (slot->value >= slots) {
-            return Error::make(-EINVAL,
-                               "chunk %llu is in slot %llu, past the last one of the storage "
-                               "(%llu slots of %llu bytes); 'qemu-img check -r all' gives it up",
-                               print(chunk), print(slot->value), print(slots),
-                               print(header.chunk_size));
-        }
-        if (used_.has(*slot)) {
-            return Error::make(-EINVAL,
-                               "chunk %llu is in slot %llu, which is not its own; 'qemu-img check "
-                               "-r all' repairs it",
-                               print(chunk), print(slot->value));
-        }
-        used_.add(*slot);
-        limit_ = std::max(limit_, slot->value + 1); /* the disk may have been larger */
+        chunk = run.end;
     }
     return Error::none();
 }

@@ -145,19 +145,14 @@ bool TrackedTable::begin(Host& host, ChunkTable table, uint64_t page_count,
         return false;
     }
     const auto entries = items_of<uint32_t>(committed_entries_, table.chunks());
-    for (uint64_t c = 0; c < entries.size(); c++) {
-        entries[c] = table.entry(ChunkIndex(c));
-    }
     committed_ = ChunkTable(entries);
+    committed_.copy_from(table);
     return true;
 }
 
 void TrackedTable::follow(const TrackedTable& smaller) {
-    for (ChunkIndex chunk(0); chunk.value < smaller.committed_.chunks(); ++chunk) {
-        const uint32_t entry = smaller.committed_.entry(chunk);
-        committed_.set_entry(chunk, entry);
-        current.set_entry(chunk, entry);
-    }
+    committed_.copy_from(smaller.committed_);
+    current.copy_from(smaller.committed_);
 }
 
 void TrackedTable::replace(const TrackedTable& smaller) {

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "fvd/format/chunk_table.h"
 
+#include <algorithm>
+
 namespace fvd {
 
 namespace {
@@ -30,39 +32,47 @@ void ChunkTable::set(ChunkIndex chunk, SlotIndex slot) {
 }
 
 void ChunkTable::clear(ChunkIndex begin, ChunkIndex end) {
-    for (; begin < end; ++begin) {
-        clear(begin);
+    FVD_ASSERT(begin >= end || end.value <= chunks());
+    for (uint64_t i = begin.value; i < end.value; ++i) {
+        put(i, kNotStored);
     }
 }
 
 ChunkRun ChunkTable::run(ChunkIndex begin, ChunkIndex end) const {
     FVD_ASSERT(begin < end && end.value <= chunks());
-    const std::optional<SlotIndex> first = slot(begin);
-    ChunkIndex at = begin + 1;
-    while (at < end) {
-        const std::optional<SlotIndex> next = slot(at);
-        const bool joins = first ? next == *first + (at - begin) : !next;
-        if (!joins) {
-            break;
-        }
+    const uint32_t first = look(begin.value);
+    const uint32_t step = first == kNotStored ? 0 : 1;
+    uint64_t at = begin.value + 1;
+    uint32_t next = first + step; /* after the last slot that there can be: not stored, no slot */
+    while (at < end.value && look(at) == next && (step == 0 || next != kNotStored)) {
         ++at;
+        next += step;
     }
-    return {first, at};
+    return {first == kNotStored ? std::nullopt : std::optional<SlotIndex>(first), ChunkIndex(at)};
 }
 
 uint64_t ChunkTable::stored() const {
     uint64_t total = 0;
-    for (ChunkIndex chunk(0); chunk.value < chunks(); ++chunk) {
-        total += entry(chunk) != kNotStored;
+    for (uint64_t i = 0; i < chunks(); ++i) {
+        total += look(i) != kNotStored;
     }
     return total;
+}
+
+void ChunkTable::copy_from(const ChunkTable& other) {
+    FVD_ASSERT(other.chunks() <= chunks());
+    for (uint64_t i = 0; i < other.chunks(); ++i) {
+        put(i, other.look(i));
+    }
 }
 
 void ChunkTable::load(uint64_t byte_offset, ConstBytes from) {
     FVD_ASSERT(byte_offset % kEntryBytes == 0 && from.size() % kEntryBytes == 0);
     const uint64_t first = byte_offset / kEntryBytes;
-    for (uint64_t i = 0; i < from.size() / kEntryBytes && first + i < chunks(); ++i) {
-        set_entry(ChunkIndex(first + i), load_le<uint32_t>(from, i * kEntryBytes));
+    const uint64_t count =
+        std::min<uint64_t>(from.size() / kEntryBytes, chunks() - std::min(chunks(), first));
+    for (uint64_t i = 0; i < count; ++i) {
+        put(first + i, load_le<uint32_t>(from, i * kEntryBytes));
     }
 }
 

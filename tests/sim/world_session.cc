@@ -292,12 +292,15 @@ void World::check_image_file(bool repair) {
     if (powered_ && host_.faults_hit() == faults && !had_faults && (!error.ok() || !silent)) {
         fail("P9", std::string("check complains about an image at rest: ") + error.text);
     }
+    if (!powered_) {
+        return;
+    }
     host_.lift_faults();
     if (flush_failures_ != 0) {
         image_disk_.evict_cache();
         data_disk_.evict_cache();
     }
-    if (powered_ && !violation_) {
+    if (!violation_) {
         start_surely();
     }
 }

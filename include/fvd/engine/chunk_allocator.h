@@ -43,6 +43,11 @@ class SlotSet {
     uint64_t count() const { return count_; }
     bool has(SlotIndex slot) const { return bits_.test(slot.value); }
     void add(uint64_t begin, uint64_t end);
+    /** None of these is a member yet. */
+    void add_others(uint64_t begin, uint64_t end) {
+        count_ += end - begin;
+        bits_.set(begin, end);
+    }
     void remove(uint64_t begin, uint64_t end);
     void add(SlotIndex slot) { add(slot.value, slot.value + 1); }
     void remove(SlotIndex slot) { remove(slot.value, slot.value + 1); }

@@ -57,7 +57,18 @@ class ChunkTable {
     void load(uint64_t byte_offset, ConstBytes from);
     void store(uint64_t byte_offset, MutableBytes to) const;
 
+    /** Take the entries of @p other, which has no more chunks. */
+    void copy_from(const ChunkTable& other);
+
   private:
+    /* Without a look at the bounds: tables of many millions of entries are gone through at open. */
+    uint32_t look(uint64_t i) const {
+        return std::atomic_ref<uint32_t>(entries_[i]).load(std::memory_order_acquire);
+    }
+    void put(uint64_t i, uint32_t entry) {
+        std::atomic_ref<uint32_t>(entries_[i]).store(entry, std::memory_order_release);
+    }
+
     std::span<uint32_t> entries_;
 };
 
