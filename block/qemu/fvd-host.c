@@ -12,8 +12,10 @@
 #include "qapi/error.h"
 #include "qemu/error-report.h"
 #include "qemu/iov.h"
+#include "qemu/madvise.h"
 #include "qemu/main-loop.h"
 #include "qemu/memalign.h"
+#include "qemu/units.h"
 #include "fvd-glue.h"
 #include "trace.h"
 
@@ -220,10 +222,18 @@ fvd_writable_child(BDRVFvdState *s, enum fvd_file file)
 }
 
 /* Aligned for all children, as a buffer may travel from one to another. */
+/*
+ * Bitmaps and tables of large disks are gone through at open. What that costs is mostly the page
+ * faults, so there should be few.
+ */
+#define FVD_LARGE_PAGE (2 * MiB)
+#define FVD_LARGE_MEMORY (4 * MiB)
+
 static void * GRAPH_RDLOCK fvd_node_allocate(void *host, size_t size)
 {
     BDRVFvdState *s = host;
     size_t alignment = 1;
+    void *memory;
 
     for (int file = FVD_FILE_IMAGE; file <= FVD_FILE_BASE; file++) {
         BdrvChild *child = fvd_child(s, file);
@@ -231,7 +241,14 @@ static void * GRAPH_RDLOCK fvd_node_allocate(void *host, size_t size)
             alignment = MAX(alignment, bdrv_opt_mem_align(child->bs));
         }
     }
-    return qemu_try_memalign(MAX(alignment, 4096), MAX(size, 1));
+    if (size < FVD_LARGE_MEMORY) {
+        return qemu_try_memalign(MAX(alignment, 4096), MAX(size, 1));
+    }
+    memory = qemu_try_memalign(MAX(alignment, FVD_LARGE_PAGE), size);
+    if (memory) {
+        qemu_madvise(memory, size, QEMU_MADV_HUGEPAGE);
+    }
+    return memory;
 }
 
 /* --------------------------------------------------------------------- I/O */
