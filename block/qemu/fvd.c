@@ -851,7 +851,8 @@ static void GRAPH_RDLOCK fvd_refresh_limits(BlockDriverState *bs, Error **errp)
 /*
  * What stands where in the data file of a compact image is the image's own
  * business, as with metadata: space of freed slots goes back when the image is
- * closed, and no guest asks for that any more.
+ * closed, and no guest asks for that any more. An image that may fill itself
+ * writes to its data file when nobody else wants to.
  */
 static void fvd_child_perm(BlockDriverState *bs, BdrvChild *child,
                            BdrvChildRole role, BlockReopenQueue *queue,
@@ -860,7 +861,7 @@ static void fvd_child_perm(BlockDriverState *bs, BdrvChild *child,
 {
     BDRVFvdState *s = bs->opaque;
 
-    if (s->compact && role & BDRV_CHILD_DATA) {
+    if ((s->compact || s->block_size) && role & BDRV_CHILD_DATA) {
         role |= BDRV_CHILD_METADATA;
     }
     bdrv_default_perms(bs, child, role, queue, perm, shared, child_perm,
