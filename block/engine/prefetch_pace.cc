@@ -381,6 +381,11 @@ PaceTicket PrefetchPace::issued(PaceTime at, uint64_t bytes) {
     return ticket;
 }
 
+void PrefetchPace::idle(PaceTime now) {
+    (void)advance(now);
+    stop_measuring();
+}
+
 void PrefetchPace::fetched(PaceTime at, const PaceTicket& ticket, bool ok) {
     const PaceTime now = advance(at);
     FVD_ASSERT(in_flight_ >= ticket.bytes && in_flight_count_ != 0);

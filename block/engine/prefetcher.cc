@@ -203,6 +203,7 @@ PaceTime Prefetcher::fetch_more(PaceTime now) {
             return kPaceNever;
         }
         if (!fetch_one(now)) {
+            pace_->idle(now);
             /* All that is missing is on its way, and its end pumps; or memory was short. */
             return now < retry_at_ ? retry_at_ : kPaceNever;
         }

@@ -109,6 +109,9 @@ class PrefetchPace {
     /** A request of 0 < @p bytes was issued; fewer than decide() said where the base has fewer left
      *  to fetch. */
     PaceTicket issued(PaceTime now, uint64_t bytes);
+    /** There is nothing to issue for now, whatever decide() says: that is not the base's fault, and
+     *  no contention. */
+    void idle(PaceTime now);
     /** It came back; where @p ok, its data is now being stored until stored() or dropped(). */
     void fetched(PaceTime now, const PaceTicket& ticket, bool ok);
     /** Storing of @p bytes must not begin before this time (prefetch_max_write_throughput). */

@@ -709,5 +709,41 @@ TEST(PrefetchPace, TheSameSeedAndEventsGiveTheSameDecisions) {
     EXPECT_EQ(run(), run());
 }
 
+/* A fast base, and then long breaks because nothing is known to be worth fetching. How often does
+ * that pass for contention? */
+uint64_t pauses_after_breaks(bool told) {
+    PrefetchPace pace({.start_delay = 0}, 16384, 7, 0);
+    PaceTime now = 0;
+    const auto work = [&](PaceTime until) {
+        while (now < until) {
+            std::vector<PaceTicket> tickets;
+            PaceDecision decision = pace.decide(now);
+            for (; decision.reason == PaceReason::none; decision = pace.decide(now)) {
+                tickets.push_back(pace.issued(now, decision.bytes));
+            }
+            now += kPaceMs + (tickets.empty() ? 100 * kPaceMs : 0);
+            for (const PaceTicket& ticket : tickets) {
+                now += ticket.bytes / 200; /* ns: 200 MB/s */
+                pace.fetched(now, ticket, true);
+                pace.stored(now, ticket.bytes, true);
+            }
+        }
+    };
+    work(5 * kPaceSecond);
+    for (int i = 0; i < 60; i++) {
+        work(now + 1);
+        if (told) {
+            pace.idle(now);
+        }
+        now += 10 * kPaceSecond;
+    }
+    return pace.report(now).holds[static_cast<size_t>(PaceReason::below_minimum)];
+}
+
+TEST(PrefetchPace, ABreakIsNoContention) {
+    EXPECT_NE(pauses_after_breaks(false), 0u);
+    EXPECT_EQ(pauses_after_breaks(true), 0u);
+}
+
 }  // namespace
 }  // namespace fvd::testing
