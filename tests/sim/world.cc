@@ -367,7 +367,8 @@ void World::note_write(const Op& op) {
         return;
     }
     const uint64_t last = (op.offset + op.length - 1) / shape().block_size;
-    for (uint64_t block = op.offset / shape().block_size; block <= last; block++) {
+    for (uint64_t block = op.offset / shape().block_size;
+         block <= last && block < guest_wrote_.size(); block++) {
         guest_wrote_[block] = true;
     }
 }

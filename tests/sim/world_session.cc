@@ -145,7 +145,7 @@ bool World::start_session(StartMode mode) {
     host_.was_full = false;
     oracle_.look_at_header();
     flush_failures_ = 0;
-    guest_wrote_.assign(shape().virtual_size / 512 + 1, false); /* blocks are not smaller */
+    guest_wrote_.assign(std::max(shape().virtual_size, shape().most_size) / 512 + 1, false);
     reference_.forget_losses();
     Error error = Error::none();
     if (image_ == nullptr || rng_.chance(50)) {
