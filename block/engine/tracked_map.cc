@@ -58,7 +58,8 @@ bool TrackedBitmap::begin(Host& host, BlockBitmap bitmap, uint64_t page_count,
         words[w] = bitmap.word(w);
     }
     committed_ = BlockBitmap(words, bitmap.bits());
-    missing_ = bitmap.bits() - bitmap.count();
+    blocks_ = bitmap.bits();
+    missing_ = blocks_ - bitmap.count();
     return true;
 }
 
@@ -117,7 +118,7 @@ void TrackedBitmap::forget_all() {
     committed_.clear(0, committed_.bits());
     pages.pending.clear(0, pages.pending.bits());
     pages.unsaved.clear(0, pages.unsaved.bits());
-    missing_ = current.bits();
+    missing_ = blocks_;
 }
 
 void TrackedBitmap::cut(uint64_t bits) {
@@ -126,6 +127,7 @@ void TrackedBitmap::cut(uint64_t bits) {
     committed_.clear(bits, current.bits());
     const uint64_t page = std::min(bits / kBlocksPerPage, pages.unsaved.bits());
     pages.unsaved.set(page, pages.unsaved.bits());
+    blocks_ = bits;
     missing_ = bits - current.count(0, bits);
 }
 

@@ -70,6 +70,7 @@ class TrackedBitmap {
 
     HostBuffer committed_words_;
     BlockBitmap committed_;
+    uint64_t blocks_ = 0; /* of the disk, which may have become smaller than the bitmap */
     uint64_t missing_ = 0;
 };
 

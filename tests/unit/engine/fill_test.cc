@@ -704,6 +704,16 @@ TEST_F(PrefetchTest, ASmallerDiskIsDoneSooner) {
     close();
 }
 
+TEST_F(PrefetchTest, ASmallerDiskIsFilledAfterItWasEmptied) {
+    create_image_of(0);
+    open();
+    ASSERT_TRUE(image->resize(kDisk / 2, FVD_PREALLOC_OFF).ok());
+    ASSERT_TRUE(image->make_empty().ok());
+    prefetch(FVD_ON);
+    let_it_run();
+    expect_filled();
+}
+
 TEST_F(PrefetchTest, WithoutMemoryItWaits) {
     begin();
     let_it_run(0);
