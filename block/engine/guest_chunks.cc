@@ -206,6 +206,29 @@ Status Image::zero_compact(uint64_t offset, uint64_t length, uint32_t flags) {
 /* Chunks become zeros by having no slot, and all of their blocks here. A commit collects slots
  * before bits, so no cut can show what a slot holds besides the blocks that were here. */
 Status Image::free_chunks(const ByteRange& range) {
+    const ByteRange last = chunk_around(range.end);
+    if (last.empty()) {
+        return free_whole(range);
+    }
+    RangeLocks::Node node{.range = last};
+    {
+        HostLock lock(host_);
+        chunk_locks_.acquire(host_, node);
+    }
+    Status status;
+    if (range.end == disk_size_) {
+        status = free_whole(range);
+    } else { /* the disk has grown: that chunk is more than what is to be zeros */
+        const uint64_t begin = std::max(range.begin, last.begin);
+        status = range.begin < begin ? free_whole({range.begin, begin}) : Status();
+        status = status.ok() ? zero_pieces(begin, range.end, FVD_REQ_MAY_UNMAP) : status;
+    }
+    HostLock lock(host_);
+    chunk_locks_.release(host_, node);
+    return status;
+}
+
+Status Image::free_whole(const ByteRange& range) {
     if (committer_.failed()) {
         return -EIO;
     }
@@ -214,6 +237,15 @@ Status Image::free_chunks(const ByteRange& range) {
         free_slots(chunk_at(range.begin), chunk_end(range.end));
     }
     return status;
+}
+
+/* The chunk that ends behind @p at and begins before it; empty where a chunk begins there. */
+ByteRange Image::chunk_around(uint64_t at) const {
+    if (!header_.has_table() || at % header_.chunk_size == 0) {
+        return {};
+    }
+    const uint64_t begin = at / header_.chunk_size * header_.chunk_size;
+    return {begin, begin + header_.chunk_size};
 }
 
 void Image::free_slots(ChunkIndex begin, ChunkIndex end) {

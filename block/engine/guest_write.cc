@@ -250,12 +250,40 @@ Status Image::zero_unstored(uint64_t offset, uint64_t length) {
                             : bring_zeroes(blocks, offset, length, [] { return Status(); });
 }
 
+/* It had no slot a moment ago. A write beside us may give it one, and copy from the base into it,
+ * so that is looked at again: what is here and has no slot after that, is zeros. */
+Status Image::zero_without_slot(uint64_t offset, uint64_t length, uint32_t flags) {
+    const BlockRange blocks = tracked_blocks(offset, length);
+    const bool here = all_here(blocks);
+    const Placement piece = stored_at(offset, length);
+    if (blocks.empty() || (here && piece.place == Place::zero && piece.run == length)) {
+        return {};
+    }
+    return bring_zeroes(blocks, offset, length,
+                        [&] { return zero_stored(offset, offset + length, flags); });
+}
+
+/* With its blocks locked: only zeros get slots meanwhile. */
+Status Image::zero_stored(uint64_t offset, uint64_t end, uint32_t flags) {
+    Status status;
+    while (offset < end && status.ok()) {
+        const Placement piece = stored_at(offset, end - offset);
+        if (piece.place == Place::data) {
+            host_.announce(FVD_EVENT_COW_WRITE);
+            status = host_.write_zeroes(FVD_FILE_DATA, piece.data_offset, piece.run,
+                                        flags & ~static_cast<uint32_t>(FVD_REQ_FUA));
+        }
+        offset += piece.run;
+    }
+    return status;
+}
+
 Status Image::zero_pieces(uint64_t offset, uint64_t end, uint32_t flags) {
     const ChunkAllocator::Use use(slots_in_use());
     while (offset < end) {
         const Placement piece = stored_at(offset, end - offset);
         const Status status = piece.place == Place::zero
-                                  ? zero_unstored(offset, piece.run)
+                                  ? zero_without_slot(offset, piece.run, flags)
                                   : zero_segment({offset, piece.run, piece.data_offset}, flags);
         if (!status.ok()) {
             return status;

@@ -308,7 +308,7 @@ Status Image::stop() {
     started_ = false;
     FVD_ASSERT(locks_.empty() && chunk_locks_.empty());
     if (!writable_ || !is_tracked()) {
-        return {};
+        return writable_ && committer_.failed() ? Status(-EIO) : Status();
     }
     /* Space of slots that were freed goes back once their records are durable. */
     if (committer_.commit().ok() && commit_freed().ok()) {

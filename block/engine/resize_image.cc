@@ -52,6 +52,23 @@ Error Image::resize(uint64_t size, Preallocation mode) {
 
 Error Image::grow(uint64_t size, Preallocation mode) {
     const uint64_t old_size = disk_size_;
+    /* Whoever frees the chunk that the end of the disk cuts does so before or after, not meanwhile:
+     * what is written behind the old end must not go with it. */
+    RangeLocks::Node node{.range = chunk_around(old_size)};
+    if (!node.range.empty()) {
+        HostLock lock(host_);
+        chunk_locks_.acquire(host_, node);
+    }
+    const Error error = enlarge(size, mode);
+    if (!node.range.empty()) {
+        HostLock lock(host_);
+        chunk_locks_.release(host_, node);
+    }
+    return error.ok() && header_.has_table() ? preallocate(old_size, size, mode) : error;
+}
+
+Error Image::enlarge(uint64_t size, Preallocation mode) {
+    const uint64_t old_size = disk_size_;
     /* What an earlier shrink left past the old end must not come to life. */
     Status status = is_tracked() ? committer_.save_home() : Status();
     if (status.ok()) {
@@ -70,7 +87,7 @@ Error Image::grow(uint64_t size, Preallocation mode) {
         return error;
     }
     disk_size_ = size;
-    return header_.has_table() ? preallocate(old_size, size, mode) : Error::none();
+    return Error::none();
 }
 
 Error Image::change_size(uint64_t size) {

@@ -184,6 +184,8 @@ class Image {
     Status write_here(const Segment& to, GuestBuffer from, uint32_t flags);
     Status zero_segment(const Segment& to, uint32_t flags);
     Status zero_unstored(uint64_t offset, uint64_t length);
+    Status zero_without_slot(uint64_t offset, uint64_t length, uint32_t flags);
+    Status zero_stored(uint64_t offset, uint64_t end, uint32_t flags);
     Status zero_pieces(uint64_t offset, uint64_t end, uint32_t flags);
     template <typename Write>
     Status bring_zeroes(BlockRange blocks, uint64_t offset, uint64_t length, Write write);
@@ -202,6 +204,8 @@ class Image {
     Status zero_compact(uint64_t offset, uint64_t length, uint32_t flags);
     ByteRange whole_chunks(uint64_t offset, uint64_t end) const;
     Status free_chunks(const ByteRange& range);
+    Status free_whole(const ByteRange& range);
+    ByteRange chunk_around(uint64_t at) const;
     void free_slots(ChunkIndex begin, ChunkIndex end);
     Status commit_freed();
     void give_space_back();
@@ -212,6 +216,7 @@ class Image {
         ReservedSlots::Range slots;
     };
     Error grow(uint64_t size, Preallocation mode);
+    Error enlarge(uint64_t size, Preallocation mode);
     Error change_size(uint64_t size);
     Error move_table(uint64_t size);
     Error find_place(uint64_t bytes, NewPlace* place);
