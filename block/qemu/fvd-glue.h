@@ -199,13 +199,8 @@ void fvd_host_has_image(BDRVFvdState *s);
  * The storage of a compact image on a device is made longer by others. Ask for
  * QEMU's write-threshold event when no more than one growth step is left.
  */
-void GRAPH_RDLOCK fvd_warn_of_full_storage(BDRVFvdState *s);
-
-/*
- * The storage of a compact image on a device is made longer by others. Ask for
- * QEMU's write-threshold event when no more than one growth step is left.
- */
-void GRAPH_RDLOCK fvd_warn_of_full_storage(BDRVFvdState *s);
+void GRAPH_RDLOCK fvd_warn_of_full_storage(BDRVFvdState *s,
+                                           const struct fvd_info *info);
 
 /* By whatever names: one file. */
 bool fvd_same_file(const char *a, const char *b);

@@ -407,16 +407,13 @@ fvd_node_length(void *host, enum fvd_file file)
 }
 
 /* A threshold that somebody else set is not ours to move. */
-void fvd_warn_of_full_storage(BDRVFvdState *s)
+void fvd_warn_of_full_storage(BDRVFvdState *s, const struct fvd_info *info)
 {
     BdrvChild *child = fvd_child(s, FVD_FILE_DATA);
     int64_t length = bdrv_co_getlength(child->bs);
-    g_autofree struct fvd_info *info = g_new(struct fvd_info, 1);
-    uint64_t all; /* room for every chunk */
+    uint64_t all = info->data_offset + /* room for every chunk */
+                   QEMU_ALIGN_UP(info->virtual_size, info->chunk_size);
 
-    fvd_get_info(s->image, info);
-    all = info->data_offset +
-          QEMU_ALIGN_UP(info->virtual_size, info->chunk_size);
     if (child->bs->supported_truncate_flags & BDRV_REQ_ZERO_WRITE ||
         length < 0 || length >= all || bdrv_write_threshold_get(child->bs)) {
         return;
@@ -445,7 +442,10 @@ fvd_node_resize(void *host, enum fvd_file file, uint64_t length,
         bdrv_co_truncate(child, old, false, PREALLOC_MODE_OFF, 0, NULL);
         if (file == FVD_FILE_DATA && s->compact &&
             fvd_node_length(host, file) > old) {
-            fvd_warn_of_full_storage(s);
+            g_autofree struct fvd_info *info = g_new(struct fvd_info, 1);
+
+            fvd_get_info(s->image, info);
+            fvd_warn_of_full_storage(s, info);
         }
     }
     return ret;

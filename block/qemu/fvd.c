@@ -156,7 +156,7 @@ fvd_do_start(BlockDriverState *bs, FvdLife life, Error **errp)
     fvd_get_info(s->image, info);
     fvd_take_over_info(bs, info);
     if (writable && s->compact) {
-        fvd_warn_of_full_storage(s);
+        fvd_warn_of_full_storage(s, info);
     }
     trace_fvd_start(bs, writable, info->clean_shutdown, info->journal_epoch,
                     info->blocks_here, info->blocks);
