@@ -83,6 +83,35 @@ void fvd_fill_init_options(void)
     }
 }
 
+/*
+ * What is given of copy-on-read and of the numbers. A header's are named with
+ * underscores, and are not all of them; those of a process with dashes.
+ */
+static void fvd_fill_from_opts(QemuOpts *opts, bool header, struct fvd_fill *to)
+{
+    size_t count;
+    const struct fvd_fill_parameter *parameters = fvd_fill_parameters(&count);
+    const char *copy_on_read = header ? FVD_OPT_COPY_ON_READ
+                                      : FVD_RUNTIME_COPY_ON_READ;
+
+    fvd_fill_init(to);
+    if (qemu_opt_get(opts, copy_on_read)) {
+        to->copy_on_read = qemu_opt_get_bool(opts, copy_on_read, false)
+                           ? FVD_ON : FVD_OFF;
+    }
+    for (size_t i = 0; i < count; i++) {
+        const char *name = header ? parameters[i].name
+                                  : fvd_runtime_list->desc[i + 2].name;
+
+        if ((!header || parameters[i].in_header) && qemu_opt_get(opts, name)) {
+            *fvd_fill_number(to, &parameters[i]) =
+                fvd_fill_option_type(&parameters[i]) == QEMU_OPT_SIZE
+                ? qemu_opt_get_size(opts, name, 0)
+                : qemu_opt_get_number(opts, name, 0);
+        }
+    }
+}
+
 /* ------------------------------------------------------------ open, reopen */
 
 static int fvd_parse_prefetch(const char *word, FvdFillOptions *to,
@@ -103,31 +132,14 @@ static int fvd_parse_prefetch(const char *word, FvdFillOptions *to,
 /* Takes what is ours out of @options. */
 int fvd_fill_from_options(QDict *options, FvdFillOptions *to, Error **errp)
 {
-    size_t count;
-    const struct fvd_fill_parameter *parameters = fvd_fill_parameters(&count);
     QemuOpts *opts = qemu_opts_create(fvd_runtime_list, NULL, 0, &error_abort);
     int ret = -EINVAL;
 
     *to = (FvdFillOptions) { 0 };
-    fvd_fill_init(&to->fill);
     if (!qemu_opts_absorb_qdict(opts, options, errp)) {
         goto out;
     }
-    if (qemu_opt_get(opts, FVD_RUNTIME_COPY_ON_READ)) {
-        to->fill.copy_on_read =
-            qemu_opt_get_bool(opts, FVD_RUNTIME_COPY_ON_READ, false) ? FVD_ON
-                                                                     : FVD_OFF;
-    }
-    for (size_t i = 0; i < count; i++) {
-        const char *name = fvd_runtime_list->desc[i + 2].name;
-
-        if (qemu_opt_get(opts, name)) {
-            *fvd_fill_number(&to->fill, &parameters[i]) =
-                fvd_fill_option_type(&parameters[i]) == QEMU_OPT_SIZE
-                ? qemu_opt_get_size(opts, name, 0)
-                : qemu_opt_get_number(opts, name, 0);
-        }
-    }
+    fvd_fill_from_opts(opts, false, &to->fill);
     ret = fvd_parse_prefetch(qemu_opt_get(opts, FVD_RUNTIME_PREFETCH), to,
                              errp);
 out:
@@ -216,28 +228,6 @@ void fvd_fill_tell(BDRVFvdState *s, ImageInfoSpecificFvd *info)
     }
 }
 
-static void fvd_fill_from_amend(QemuOpts *opts, struct fvd_fill *to)
-{
-    size_t count;
-    const struct fvd_fill_parameter *parameters = fvd_fill_parameters(&count);
-
-    fvd_fill_init(to);
-    if (qemu_opt_get(opts, FVD_OPT_COPY_ON_READ)) {
-        to->copy_on_read = qemu_opt_get_bool(opts, FVD_OPT_COPY_ON_READ, false)
-                           ? FVD_ON : FVD_OFF;
-    }
-    for (size_t i = 0; i < count; i++) {
-        const char *name = parameters[i].name;
-
-        if (parameters[i].in_header && qemu_opt_get(opts, name)) {
-            *fvd_fill_number(to, &parameters[i]) =
-                fvd_fill_option_type(&parameters[i]) == QEMU_OPT_SIZE
-                ? qemu_opt_get_size(opts, name, 0)
-                : qemu_opt_get_number(opts, name, 0);
-        }
-    }
-}
-
 typedef struct FvdAmend {
     struct fvd_fill fill;
     Error **errp;
@@ -270,7 +260,7 @@ fvd_amend_options(BlockDriverState *bs, QemuOpts *opts,
         error_setg(errp, "The image is not open for writing");
         return -EACCES;
     }
-    fvd_fill_from_amend(opts, &amend.fill);
+    fvd_fill_from_opts(opts, true, &amend.fill);
     ret = fvd_call(bs, fvd_do_amend, &amend);
     if (ret == 0 && status_cb) {
         status_cb(bs, 1, 1, cb_opaque);
