@@ -3,10 +3,8 @@
 base is behind nbdkit, whose filters make distance and bandwidth."""
 
 import contextlib
-import json
 import os
 import random
-import socket
 import statistics
 import subprocess
 import sys
@@ -21,6 +19,7 @@ from report import Table
 sys.path.insert(0, str(REPOSITORY / "tests/qemu"))
 
 import nbd
+import qmp
 
 ROUND_TRIPS = (0, 2, 10, 50, 200)  # ms
 PATIENCE = 600
@@ -62,25 +61,12 @@ class Daemon:
             program("qemu-storage-daemon"), "--chardev", f"socket,id=m,path={path},server=on,wait=off",
             "--monitor", "chardev=m"])
         loads.wait_for(lambda: os.path.exists(path), self.process)
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(path)
-        self.socket, self.lines = connection, connection.makefile("r")
-        self.lines.readline()
-        self.command("qmp_capabilities")
+        self.command = qmp.Monitor(path, [], PATIENCE).command
         self.command("blockdev-add", **{"driver": driver, "node-name": "disk", "file": {
             "driver": "file", "filename": str(image)}, **options})
 
-    def command(self, name, **arguments):
-        self.socket.sendall(json.dumps({"execute": name, "arguments": arguments}).encode() + b"\n")
-        while True:
-            answer = json.loads(self.lines.readline())
-            if "return" in answer:
-                return answer["return"]
-            if "error" in answer:
-                raise RuntimeError(answer["error"]["desc"])
-
     def stats(self):
-        return next(node["driver-specific"] for node in self.command("query-blockstats", **{"query-nodes": True})
+        return next(node["driver-specific"] for node in self.command("query-blockstats", query_nodes=True)
                     if node.get("node-name") == "disk")
 
     def wait(self, ended):
@@ -95,7 +81,7 @@ class Daemon:
     def export(self):
         path = f"{self.place.name}/nbd"
         self.command("nbd-server-start", addr={"type": "unix", "data": {"path": path}})
-        self.command("block-export-add", type="nbd", id="e", **{"node-name": "disk", "name": "disk"})
+        self.command("block-export-add", type="nbd", id="e", node_name="disk", **{"name": "disk"})
         return nbd.Client(path, "disk", patience=PATIENCE)
 
     def close(self):

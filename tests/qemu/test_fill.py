@@ -77,12 +77,7 @@ class NbdKit:
                 re.findall(r" Read id=\d+ offset=(0x[0-9a-f]+) count=(0x[0-9a-f]+) \.\.\.", text)]
 
     def forget(self):
-        truncate_to_nothing(self.log)
-
-
-def truncate_to_nothing(path):
-    with open(path, "r+b") as file:
-        file.truncate(0)
+        os.truncate(self.log, 0)
 
 
 @only_fvd
