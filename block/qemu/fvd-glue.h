@@ -116,6 +116,8 @@ int fvd_extent_from_status(int status, int64_t count, uint64_t length,
 
 typedef struct BDRVFvdState BDRVFvdState;
 
+typedef struct FvdTask FvdTask;
+
 typedef struct FvdTimer {
     BDRVFvdState *s;
     enum fvd_timer which;
@@ -167,6 +169,10 @@ struct BDRVFvdState {
     /* Guarded by tasks.lock. */
     FvdTimer timers[FVD_TIMER_COUNT];
     bool quiesced; /* armed timers wait for the end of the drained section */
+    unsigned int calls; /* that wait for tasks, and drained sections for them */
+    QSIMPLEQ_HEAD(, FvdTask) held_back; /* until the drained section ends */
+
+    unsigned int coroutines; /* of our own; atomic */
 
     bool filled; /* the base is not needed any more, and is to be detached */
     FvdFillOptions fill_options;
@@ -192,6 +198,11 @@ void fvd_detach_timers(BDRVFvdState *s);
 /* Begin and end of a drained section, of which there is one at a time. */
 void fvd_quiesce_host(BDRVFvdState *s);
 void fvd_resume_host(BDRVFvdState *s);
+/* Around what may wait for tasks of the core in a drained section. */
+void fvd_begin_call(BDRVFvdState *s);
+void fvd_end_call(BDRVFvdState *s);
+/* Afterwards no coroutine of ours is left. For the end of an open image. */
+void fvd_end_tasks(BDRVFvdState *s);
 /* To be called once s->image is set. */
 void fvd_host_has_image(BDRVFvdState *s);
 

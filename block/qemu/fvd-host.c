@@ -221,7 +221,6 @@ fvd_writable_child(BDRVFvdState *s, enum fvd_file file)
     return fvd_child(s, file);
 }
 
-/* Aligned for all children, as a buffer may travel from one to another. */
 /*
  * Bitmaps and tables of large disks are gone through at open. What that costs is mostly the page
  * faults, so there should be few.
@@ -229,6 +228,7 @@ fvd_writable_child(BDRVFvdState *s, enum fvd_file file)
 #define FVD_LARGE_PAGE (2 * MiB)
 #define FVD_LARGE_MEMORY (4 * MiB)
 
+/* Aligned for all children, as a buffer may travel from one to another. */
 static void * GRAPH_RDLOCK fvd_node_allocate(void *host, size_t size)
 {
     BDRVFvdState *s = host;
@@ -474,74 +474,176 @@ static bool fvd_node_has_zero_init(void *host, enum fvd_file file)
 
 /* ----------------------------------------------------- tasks of their own */
 
-typedef struct FvdTask {
-    BlockDriverState *bs;
+struct FvdTask {
+    BDRVFvdState *s;
     void (*run)(void *opaque);
     void *opaque;
-} FvdTask;
+    QSIMPLEQ_ENTRY(FvdTask) next;
+};
 
-static void coroutine_fn fvd_task_entry(void *opaque)
+/* Whoever is in flight keeps a drained section from being one. */
+static bool fvd_join_flight(BlockDriverState *bs)
 {
-    FvdTask *task = opaque;
+    unsigned int count = qatomic_read(&bs->in_flight);
 
-    WITH_GRAPH_RDLOCK_GUARD() {
-        task->run(task->opaque);
+    while (count > 0) {
+        unsigned int seen = qatomic_cmpxchg(&bs->in_flight, count, count + 1);
+
+        if (seen == count) {
+            return true;
+        }
+        count = seen;
     }
-    bdrv_dec_in_flight(task->bs);
-    g_free(task);
+    return false;
 }
 
 /*
- * With the lock held, in any thread, in a coroutine or not. It counts as in
- * flight from now on, so a drain that begins meanwhile waits for it.
+ * With the lock held: may a task begin? In a drained section only if somebody
+ * may be waiting for it who is in flight, or whose call has to end.
  */
+static bool fvd_take_off(BDRVFvdState *s)
+{
+    if (!s->quiesced || s->calls > 0) {
+        bdrv_inc_in_flight(s->bs);
+        return true;
+    }
+    return fvd_join_flight(s->bs);
+}
+
+/* The last that a coroutine of ours does with the node: it may be gone then. */
+static void fvd_coroutine_ends(BDRVFvdState *s)
+{
+    qatomic_dec(&s->coroutines);
+    aio_wait_kick();
+}
+
+/*
+ * Not in flight before the graph is locked: who changes the graph drains with
+ * the lock held, and would wait for us who wait for the lock.
+ */
+static void coroutine_fn fvd_task_entry(void *opaque)
+{
+    FvdTask *task = opaque;
+    BDRVFvdState *s = task->s;
+    bool runs;
+
+    WITH_GRAPH_RDLOCK_GUARD() {
+        WITH_QEMU_LOCK_GUARD(&s->tasks.lock) {
+            runs = fvd_take_off(s);
+            if (!runs) {
+                QSIMPLEQ_INSERT_TAIL(&s->held_back, task, next);
+            }
+        }
+        if (runs) {
+            task->run(task->opaque);
+            bdrv_dec_in_flight(s->bs);
+            g_free(task);
+        }
+    }
+    fvd_coroutine_ends(s);
+}
+
+static void fvd_schedule_task(FvdTask *task)
+{
+    qatomic_inc(&task->s->coroutines);
+    aio_co_schedule(bdrv_get_aio_context(task->s->bs),
+                    qemu_coroutine_create(fvd_task_entry, task));
+}
+
+/* With the lock held. */
+static void fvd_schedule_held_back(BDRVFvdState *s)
+{
+    while (!QSIMPLEQ_EMPTY(&s->held_back)) {
+        FvdTask *task = QSIMPLEQ_FIRST(&s->held_back);
+
+        QSIMPLEQ_REMOVE_HEAD(&s->held_back, next);
+        fvd_schedule_task(task);
+    }
+}
+
+/* With the lock held, in any thread, in a coroutine or not. */
 static void fvd_node_start_task(void *host, void (*run)(void *opaque),
                                 void *opaque)
 {
-    BDRVFvdState *s = host;
     FvdTask *task = g_new(FvdTask, 1);
 
-    *task = (FvdTask) { .bs = s->bs, .run = run, .opaque = opaque };
-    bdrv_inc_in_flight(s->bs);
-    aio_co_schedule(bdrv_get_aio_context(s->bs),
-                    qemu_coroutine_create(fvd_task_entry, task));
+    *task = (FvdTask) { .s = host, .run = run, .opaque = opaque };
+    fvd_schedule_task(task);
+}
+
+/* What is held back may be what we are going to wait for. */
+static void coroutine_fn fvd_node_park(void *host)
+{
+    fvd_schedule_held_back(host);
+    fvd_tasks_park(host);
+}
+
+void fvd_begin_call(BDRVFvdState *s)
+{
+    QEMU_LOCK_GUARD(&s->tasks.lock);
+    s->calls++;
+}
+
+void fvd_end_call(BDRVFvdState *s)
+{
+    QEMU_LOCK_GUARD(&s->tasks.lock);
+    s->calls--;
+}
+
+void fvd_end_tasks(BDRVFvdState *s)
+{
+    GLOBAL_STATE_CODE();
+    fvd_begin_call(s);
+    WITH_QEMU_LOCK_GUARD(&s->tasks.lock) {
+        fvd_schedule_held_back(s);
+    }
+    BDRV_POLL_WHILE(s->bs, qatomic_read(&s->coroutines) > 0);
+    fvd_end_call(s);
 }
 
 /* ------------------------------------------------------------------ timers */
 
+/* With the lock held: the deadline of a drained section's timer stays. */
+static bool fvd_timer_takes_off(FvdTimer *timer)
+{
+    if (timer->s->quiesced || timer->deadline < 0 ||
+        timer->deadline > qemu_clock_get_ns(FVD_CLOCK)) {
+        return false;
+    }
+    timer->deadline = -1;
+    bdrv_inc_in_flight(timer->s->bs);
+    return true;
+}
+
 static void coroutine_fn fvd_timer_entry(void *opaque)
 {
     FvdTimer *timer = opaque;
-    BlockDriverState *bs = timer->s->bs;
+    BDRVFvdState *s = timer->s;
+    bool fires;
 
     WITH_GRAPH_RDLOCK_GUARD() {
-        fvd_timer_expired(timer->s->image, timer->which);
+        WITH_QEMU_LOCK_GUARD(&s->tasks.lock) {
+            fires = fvd_timer_takes_off(timer);
+        }
+        if (fires) {
+            trace_fvd_timer_fires(s->bs, timer->which);
+            fvd_timer_expired(s->image, timer->which);
+            bdrv_dec_in_flight(s->bs);
+        }
     }
-    bdrv_dec_in_flight(bs);
+    fvd_coroutine_ends(s);
 }
-
-/* Far enough away, and no sum overflows. */
-#define FVD_LONGEST_DELAY (1000000LL * NANOSECONDS_PER_SECOND)
 
 static void fvd_timer_cb(void *opaque)
 {
     FvdTimer *timer = opaque;
-    BDRVFvdState *s = timer->s;
-    bool fire;
 
-    WITH_QEMU_LOCK_GUARD(&s->tasks.lock) {
-        fire = timer->deadline >= 0 && !s->quiesced;
-        if (fire) {
-            timer->deadline = -1;
-            /* Before the lock goes: a drain that begins now waits for us. */
-            bdrv_inc_in_flight(s->bs);
-        }
-    }
-    if (fire) {
-        trace_fvd_timer_fires(s->bs, timer->which);
-        qemu_coroutine_enter(qemu_coroutine_create(fvd_timer_entry, timer));
-    }
+    qatomic_inc(&timer->s->coroutines);
+    qemu_coroutine_enter(qemu_coroutine_create(fvd_timer_entry, timer));
 }
+
+/* Far enough away, and no sum overflows. */
+#define FVD_LONGEST_DELAY (1000000LL * NANOSECONDS_PER_SECOND)
 
 /* With the lock held, in any thread. */
 static void fvd_node_arm_timer(void *host, enum fvd_timer which,
@@ -596,7 +698,7 @@ void fvd_host_has_image(BDRVFvdState *s)
 }
 
 /* Deadlines are kept, so drained sections do not put off a commit for ever. */
-static void fvd_restart_timers(BDRVFvdState *s)
+static void fvd_restart(BDRVFvdState *s)
 {
     QEMU_LOCK_GUARD(&s->tasks.lock);
 
@@ -607,6 +709,7 @@ static void fvd_restart_timers(BDRVFvdState *s)
             timer_mod(timer->timer, timer->deadline);
         }
     }
+    fvd_schedule_held_back(s);
 }
 
 /* A node that was opened while all nodes were drained never saw it begin. */
@@ -615,7 +718,7 @@ void fvd_resume_host(BDRVFvdState *s)
     if (!s->quiesced) {
         return;
     }
-    fvd_restart_timers(s);
+    fvd_restart(s);
     if (s->image) {
         fvd_quiesce(s->image, false);
     }
@@ -751,6 +854,7 @@ void fvd_node_host_init(BDRVFvdState *s, BlockDriverState *bs)
 {
     s->bs = bs;
     fvd_tasks_init(&s->tasks);
+    QSIMPLEQ_INIT(&s->held_back);
     for (int i = 0; i < FVD_TIMER_COUNT; i++) {
         s->timers[i] = (FvdTimer) { .s = s, .which = i, .deadline = -1 };
     }
@@ -780,7 +884,7 @@ const struct fvd_host_ops fvd_node_ops = {
     .lock = fvd_tasks_lock,
     .unlock = fvd_tasks_unlock,
     .current_task = fvd_tasks_current,
-    .park = fvd_tasks_park,
+    .park = fvd_node_park,
     .wake = fvd_tasks_wake,
     .start_task = fvd_node_start_task,
     .now = fvd_host_now,

@@ -61,8 +61,10 @@ int fvd_call(BlockDriverState *bs, FvdJob *job, void *opaque)
         .opaque = opaque,
     };
 
+    fvd_begin_call(bs->opaque);
     call.poll.co = qemu_coroutine_create(fvd_call_entry, &call);
     bdrv_poll_co(&call.poll);
+    fvd_end_call(bs->opaque);
     return call.ret;
 }
 
@@ -167,8 +169,11 @@ static int coroutine_fn GRAPH_RDLOCK
 fvd_do_stop(BlockDriverState *bs, void *opaque)
 {
     BDRVFvdState *s = bs->opaque;
-    int ret = fvd_stop(s->image);
+    int ret;
 
+    fvd_begin_call(s);
+    ret = fvd_stop(s->image);
+    fvd_end_call(s);
     s->life = FVD_LOADED;
     trace_fvd_stop(bs, ret);
     return ret;
@@ -472,11 +477,19 @@ fvd_do_open(BlockDriverState *bs, void *opaque)
             bdrv_graph_co_rdunlock();
             bdrv_co_unref_child(bs, s->data_file);
             bdrv_graph_co_rdlock();
+            s->data_file = NULL;
         }
+    }
+    return ret;
+}
+
+static void fvd_end_image(BDRVFvdState *s)
+{
+    fvd_end_tasks(s);
+    if (s->image) {
         fvd_free(s->image);
         s->image = NULL;
     }
-    return ret;
 }
 
 static int GRAPH_UNLOCKED
@@ -493,6 +506,7 @@ fvd_open(BlockDriverState *bs, QDict *options, int flags, Error **errp)
         ret = fvd_call(bs, fvd_do_open, &open);
     }
     if (ret < 0) {
+        fvd_end_image(s);
         fvd_node_host_destroy(s);
         return ret;
     }
@@ -516,8 +530,7 @@ static void GRAPH_UNLOCKED fvd_close(BlockDriverState *bs)
                      "recovered when it is opened again", bs->filename,
                      strerror(-ret));
     }
-    fvd_free(s->image);
-    s->image = NULL;
+    fvd_end_image(s);
     if (s->data_file) {
         bdrv_graph_wrlock();
         bdrv_unref_child(bs, s->data_file);
@@ -1055,7 +1068,9 @@ fvd_co_change_backing_file(BlockDriverState *bs, const char *backing_file,
     if (s->life != FVD_WRITABLE) {
         return -EPERM;
     }
+    fvd_begin_call(s);
     ret = fvd_set_base(s->image, backing_file ?: "", backing_fmt ?: "", &error);
+    fvd_end_call(s);
     if (ret < 0) {
         error_report("fvd image '%s': %s", bs->filename, error.text);
     }

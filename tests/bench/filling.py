@@ -166,7 +166,7 @@ def percentile(values, percent):
 
 def manners(plan):
     """The guest reads from the back, prefetch comes from the front; they do not meet."""
-    volume, seconds = 4096 * MIB, 5 if plan.quick else 20
+    volume, seconds = 1024 * MIB, 5 if plan.quick else 20
     base = contenders.make_base(SCRATCH / "base", volume, 64 * MIB, 64 * MIB)
     places = iter(random.Random(1).sample(range(volume // 2 // READ, volume // READ), volume // 4 // READ))
     table = Table("A guest that reads from the base while prefetch runs",
@@ -179,9 +179,9 @@ def manners(plan):
         client = daemon.export()
         guest_reads(client, places, 2)
         alone = guest_reads(client, places, seconds)
-        node = {"driver": "fvd", "node-name": "disk", "prefetch": "on",
-                "file": {"driver": "file", "filename": str(image)}}
-        daemon.command("blockdev-reopen", options=[{**node, "file": file_node(daemon)}])
+        daemon.command("blockdev-reopen", options=[{
+            "driver": "fvd", "node-name": "disk", "prefetch": "on", "file": node_of(daemon, "file"),
+            "backing": node_of(daemon, "raw")}])
         guest_reads(client, places, 2)
         before = daemon.stats()["bytes-prefetch"]
         beside = guest_reads(client, places, seconds)
@@ -201,6 +201,6 @@ def manners(plan):
     return table.end()
 
 
-def file_node(daemon):
+def node_of(daemon, driver):
     return next(node["node-name"] for node in daemon.command("query-named-block-nodes", flat=True)
-                if node["drv"] == "file")
+                if node["drv"] == driver)

@@ -487,6 +487,24 @@ class Behaves(FillTest):
         self.assertEqual(client.read_all(), self.content)
         self.end(daemon, client, server)
 
+    def test_moves_many_times_while_it_fills(self):
+        """Whoever leaves changes the graph: what is about to fetch or store waits for that, and not it for them."""
+        server = self.slow_image()
+        daemon, client = self.daemon(options=["--object", "iothread,id=io0"])
+        for turn in range(100):
+            daemon.command("block-export-add", type="nbd", id="more", node_name="disk0", iothread="io0")
+            daemon.command("block-export-del", id="more", mode="hard")
+            daemon.monitor.wait("BLOCK_EXPORT_DELETED", id="more")
+        client.close()
+        for turn in range(100):
+            daemon.command("block-export-del", id="export-disk0", mode="hard")
+            daemon.monitor.wait("BLOCK_EXPORT_DELETED", id="export-disk0")
+            daemon.command("block-export-add", type="nbd", id="export-disk0", node_name="disk0", iothread="io0")
+        self.wait_until_complete(daemon)
+        daemon.quit()
+        server.stop()
+        self.check("disk.img")
+
     def test_drained_sections_one_after_another(self):
         server = self.slow_image()
         daemon, client = self.daemon()
