@@ -26,9 +26,18 @@ constexpr double kFirstRate = 0.008;
 constexpr double kFirstLatency = 200 * kMs;
 /* Each byte that comes back at the start makes room for three more: four times as many a round. */
 constexpr double kStartGrowth = 3;
+/* From here on a base is far, and it begins with 23 MB/s, spread over the round trip, and doubles.
+ */
+constexpr double kFarLatency = 25 * kMs;
+constexpr double kFarFirstRate = 0.023;
+constexpr double kFarStartGrowth = 1;
 /* A start that brings less than this is over after three rounds. */
 constexpr double kStartGain = 1.25;
 constexpr uint32_t kFlatRounds = 3;
+/* The start goes on when these rounds after its end were clear. */
+constexpr uint32_t kClearRounds = 2;
+constexpr double kResumeLatency = 1 * kMs;
+constexpr double kClearShare = 0.5; /* of what counts as a queue */
 
 /* Growth per round is as if rounds were no longer than this. */
 constexpr double kStepLatency = 25 * kMs;
@@ -48,7 +57,6 @@ constexpr PaceTime kLeastRound = 4 * kPaceMs;
 /* One after the other, so that they do not wait for each other. */
 constexpr uint32_t kAskScouts = 4;
 constexpr uint32_t kFarAskScouts = 3;
-constexpr double kFarLatency = 25 * kMs;
 constexpr PaceTime kAskSpan = 10 * kPaceSecond;
 constexpr PaceTime kLongestAskSpan = 20 * kPaceSecond;
 constexpr double kAskLatencies = 100;
@@ -263,6 +271,7 @@ bool PrefetchPace::ask_latency(PaceTime now, PaceDecision* decision) {
     if (!ask_.open) {
         return false;
     }
+    stop_measuring(); /* it is we who are slow */
     *decision = in_flight_ == 0 ? limited(now, granule_) : hold(PaceReason::pipe_full, kPaceNever);
     return true;
 }
@@ -308,6 +317,10 @@ PaceDecision PrefetchPace::fill(PaceTime now) {
     if (in_flight_ != 0 && static_cast<double>(in_flight_) + size > window_) {
         round_.window_was_limit = true;
         return hold(PaceReason::pipe_full, kPaceNever);
+    }
+    if (starting_ && far() && in_flight_ != 0 && now < spread_until_) {
+        round_.window_was_limit = true;
+        return hold(PaceReason::pipe_full, spread_until_);
     }
     return limited(now, size);
 }
@@ -378,6 +391,7 @@ PaceTicket PrefetchPace::issued(PaceTime at, uint64_t bytes) {
     in_flight_ += bytes;
     read_limit_.take(now, size);
     load(now, size, shared_rate());
+    spread_until_ = pace_after(std::max(spread_until_, now), whole(latency() * size / window_));
     return ticket;
 }
 
@@ -412,8 +426,8 @@ void PrefetchPace::fetched(PaceTime at, const PaceTicket& ticket, bool ok) {
     rate_bytes_ += size;
     report_.fetched += ticket.bytes;
     if (ticket.phase == phase_ && starting_ && !guest_active_ && round_.window_was_limit) {
-        window_ =
-            std::min(window_ + kStartGrowth * size, static_cast<double>(parameters_.max_in_flight));
+        const double growth = far() ? kFarStartGrowth : kStartGrowth;
+        window_ = std::min(window_ + growth * size, static_cast<double>(parameters_.max_in_flight));
     }
     if (ticket.scout) {
         note_scout(now, ticket);
@@ -445,7 +459,8 @@ void PrefetchPace::note_scout(PaceTime now, const PaceTicket& ticket) {
     const PaceTime took_so_far = now - round_.begin;
     const uint32_t enough = scouts_are_dear() ? 1 : kScoutsInRound;
     const bool late = ns(took_so_far) > kLongRound * latency();
-    if (took_so_far >= kLeastRound && (round_.scouts >= enough || late)) {
+    const bool early = starting_ && far() && !guest_active_ && ns(took_so_far) < latency();
+    if (took_so_far >= kLeastRound && !early && (round_.scouts >= enough || late)) {
         end_round(now);
     }
 }
@@ -470,11 +485,26 @@ void PrefetchPace::end_start(double window, double delay) {
     window_ = std::max(granule_, window * kDrain * latency() / (latency() + delay));
     starting_ = false;
     guessing_ = false;
+    resume_after_ = latency() > kResumeLatency ? kClearRounds : 0;
     begin_round(now_);
+}
+
+/* One late request ended the start. When all was clear after it, what it met was no queue. */
+void PrefetchPace::resume_start(double delay) {
+    if (starting_ || resume_after_ == 0) {
+        return;
+    }
+    const bool clear = delay < queue_limit() * kClearShare;
+    resume_after_ = clear ? resume_after_ - 1 : 0;
+    if (clear && resume_after_ == 0) {
+        starting_ = true;
+        flat_rounds_ = 0;
+    }
 }
 
 void PrefetchPace::adjust_window(double rate, double delay) {
     const bool queue = delay > queue_limit();
+    resume_start(delay);
     note_rate(rate, round_.window_was_limit || queue);
     guessing_ = false;
     const double most = static_cast<double>(parameters_.max_in_flight);
@@ -762,7 +792,8 @@ double PrefetchPace::queue_limit() const {
 }
 
 double PrefetchPace::first_window() const {
-    const double window = kFirstWindow + kFirstRate * std::min(latency(), kFirstLatency);
+    const double rate = far() ? kFarFirstRate : kFirstRate;
+    const double window = kFirstWindow + rate * std::min(latency(), kFirstLatency);
     const double most = static_cast<double>(parameters_.max_in_flight);
     return std::clamp(window, std::min(2 * granule_, most), most);
 }
@@ -792,6 +823,12 @@ double PrefetchPace::pipe_content() const {
 }
 
 /* Where requests cannot grow any more, places in flight are what is short. */
+/* Where a round trip is long, it pays to begin with more, in requests that are spread over it: what
+ * comes back in one burst looks like a queue. */
+bool PrefetchPace::far() const {
+    return latency() > kFarLatency;
+}
+
 bool PrefetchPace::scouts_are_dear() const {
     return !guest_active_ &&
            request_size() >= whole_granules(static_cast<double>(parameters_.bytes_per_prefetch));

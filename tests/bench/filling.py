@@ -34,12 +34,12 @@ def tables(plan):
 # ------------------------------------------------------------------ programs
 
 @contextlib.contextmanager
-def server(path, milliseconds, bits=None):
-    """nbdkit with a raw file, at the end of a link."""
+def server(source, milliseconds, bits=None):
+    """nbdkit with what its words say, at the end of a link."""
     with tempfile.TemporaryDirectory(prefix="fvd-bench-") as place:
         address = f"{place}/base"
         filters = [f"--filter={name}" for name, wanted in (("delay", milliseconds), ("rate", bits)) if wanted]
-        words = ["nbdkit", "-f", "-r", "-t", "64", "-U", address, *filters, "file", str(path)]
+        words = ["nbdkit", "-f", "-r", "-t", "64", "-U", address, *filters, *source]
         words += [f"rdelay={milliseconds}ms"] if milliseconds else []
         words += [f"rate={bits}"] if bits else []
         process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
@@ -123,8 +123,7 @@ def stream(uri):
 
 
 def speed(plan):
-    volume = (64 if plan.quick else 512) * MIB
-    base = contenders.make_base(SCRATCH / "base", volume)
+    volume = (64 if plan.quick else 1024) * MIB
     ways = {"qemu-img convert -m 16 -W": convert, "fvd, prefetch": prefetch}
     if not plan.quick:
         ways["qcow2, block-stream"] = stream
@@ -133,7 +132,7 @@ def speed(plan):
                   "all is here; median of the rounds.", ["round trip", *ways])
     for milliseconds in ROUND_TRIPS:
         rates = {}
-        with server(base, milliseconds) as uri:
+        with server(["pattern", str(volume)], milliseconds) as uri:
             for name, way in ways.items():
                 rates[name] = volume / MIB / statistics.median(way(uri) for _ in range(plan.turns(1, 3)))
                 print(".", end="", file=sys.stderr, flush=True)
@@ -142,7 +141,6 @@ def speed(plan):
                        rates["qemu-img convert -m 16 -W"], 0.9)
         if milliseconds == 50:
             table.at_least("50 ms: prefetch, MiB a second", rates["fvd, prefetch"], 90, "{:.0f}")
-    base.unlink()
     return table.end()
 
 
@@ -172,7 +170,7 @@ def manners(plan):
     table = Table("A guest that reads from the base while prefetch runs",
                   f"One read of {READ // KIB} KiB at a time over a link of {LINK // 1_000_000} Mbit/s and 2 ms, "
                   f"{seconds} s each; prefetch begins 2 s before.", ["", "alone", "beside prefetch", "ratio"])
-    with server(base, 2, LINK) as uri:
+    with server(["file", str(base)], 2, LINK) as uri:
         image = SCRATCH / "image"
         loads.run([program("qemu-img"), "create", "-q", "-f", "fvd", "-b", uri, "-F", "raw", str(image)])
         daemon = Daemon(image, "fvd")

@@ -161,6 +161,7 @@ class PrefetchPace {
     void begin_round(PaceTime now);
     void end_round(PaceTime now);
     void end_start(double window, double delay);
+    void resume_start(double delay);
     void adjust_window(double rate, double delay);
     void adjust_share(double rate, double delay);
     bool ask_latency(PaceTime now, PaceDecision* decision);
@@ -188,6 +189,7 @@ class PrefetchPace {
     double shared_rate() const;
     double pipe_content() const;
     double request_size() const;
+    bool far() const;
     bool scouts_are_dear() const;
     double whole_granules(double bytes) const;
     double backlog(PaceTime now) const;
@@ -224,8 +226,10 @@ class PrefetchPace {
     /* While the guest is idle. */
     double window_ = 0;
     bool starting_ = true;
+    PaceTime spread_until_ = 0; /* at the start, so that what comes back is no burst */
     uint32_t clear_rounds_ = 0;
     uint32_t flat_rounds_ = 0;
+    uint32_t resume_after_ = 0; /* clear rounds after which the start goes on; 0: never again */
     double last_rate_ = 0;
 
     /* While the guest reads. */

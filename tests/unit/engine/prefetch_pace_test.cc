@@ -730,12 +730,12 @@ uint64_t pauses_after_breaks(bool told) {
         }
     };
     work(5 * kPaceSecond);
-    for (int i = 0; i < 60; i++) {
+    for (int i = 0; i < 300; i++) {
         work(now + 1);
         if (told) {
             pace.idle(now);
         }
-        now += 10 * kPaceSecond;
+        now += 8 * kPaceSecond; /* shorter than from one question about the latency to the next */
     }
     return pace.report(now).holds[static_cast<size_t>(PaceReason::below_minimum)];
 }
@@ -743,6 +743,40 @@ uint64_t pauses_after_breaks(bool told) {
 TEST(PrefetchPace, ABreakIsNoContention) {
     EXPECT_NE(pauses_after_breaks(false), 0u);
     EXPECT_EQ(pauses_after_breaks(true), 0u);
+}
+
+/* A base of 50 ms that gives whatever is asked for; our own machine hangs for 40 ms at @p hangs. The
+ * window after @p end. */
+uint64_t window_after_hanging(PaceTime hangs, PaceTime end) {
+    PrefetchPace pace({.start_delay = 0}, 16384, 7, 0);
+    std::vector<std::pair<PaceTime, PaceTicket>> under_way;
+    for (PaceTime now = 0; now < end; now += kPaceMs / 4) {
+        if (now >= hangs && now < hangs + 40 * kPaceMs) {
+            continue;
+        }
+        std::erase_if(under_way, [&](const auto& request) {
+            const bool back = request.first <= now;
+            if (back) {
+                pace.fetched(now, request.second, true);
+                pace.stored(now, request.second.bytes, true);
+            }
+            return back;
+        });
+        for (PaceDecision decision = pace.decide(now); decision.reason == PaceReason::none;
+             decision = pace.decide(now)) {
+            under_way.emplace_back(now + 50 * kPaceMs, pace.issued(now, decision.bytes));
+        }
+    }
+    return pace.report(end).window;
+}
+
+TEST(PrefetchPace, HangingOnceDoesNotEndTheStart) {
+    const PaceTime end = kPaceSecond;
+    const uint64_t undisturbed = window_after_hanging(end, end);
+    EXPECT_EQ(undisturbed, uint64_t{32} << 20);
+    for (PaceTime hangs = 150 * kPaceMs; hangs < 350 * kPaceMs; hangs += 10 * kPaceMs) {
+        EXPECT_GE(window_after_hanging(hangs, end), undisturbed / 2) << hangs / kPaceMs;
+    }
 }
 
 }  // namespace
