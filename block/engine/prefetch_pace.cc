@@ -83,6 +83,9 @@ constexpr PaceTime kDepthSpan = 2 * kPaceSecond;
 constexpr PaceTime kThinkSlack = 50'000;
 constexpr PaceTime kLongestIdle = 600 * kPaceMs;
 constexpr uint64_t kReadsBetweenGaps = 40;
+constexpr uint32_t kTrain = 8;
+constexpr PaceTime kTrainSpan = 10 * kPaceSecond;
+constexpr double kLeastTrainNs = 0.05 * kMs;
 constexpr PaceTime kGapTime = 100 * kPaceMs;
 constexpr double kSamplesToCut = 16;
 constexpr double kSamplesToRaise = 64;
@@ -342,6 +345,9 @@ PaceDecision PrefetchPace::beside_guest(PaceTime now) {
     if (may_overtake(now, &until)) {
         return hold(PaceReason::guest_active, until);
     }
+    if (train_due(now)) {
+        return limited(now, granule_);
+    }
     const double rate = shared_rate();
     const double pipe = rate * latency();
     const size_t slots = free_slots();
@@ -382,8 +388,12 @@ PaceTicket PrefetchPace::issued(PaceTime at, uint64_t bytes) {
     const auto size = static_cast<double>(bytes);
     const bool scout = size <= granule_;
     const double queued = guest_active_ ? backlog(now) : 0;
-    const PaceTicket ticket{
-        now, bytes, queued, window_, scout, ask_.open && scout ? ask_.number : 0, phase_};
+    const PaceTicket ticket{now,    bytes,
+                            queued, window_,
+                            scout,  ask_.open && scout ? ask_.number : 0,
+                            phase_, train_.open ? train_.number : 0};
+    train_.issued += train_.open ? 1 : 0;
+    train_.open = train_.open && train_.issued < kTrain;
     since_scout_ = scout ? 0 : since_scout_ + 1;
     scouts_in_flight_ += scout ? 1 : 0;
     issued_count_++;
@@ -429,10 +439,39 @@ void PrefetchPace::fetched(PaceTime at, const PaceTicket& ticket, bool ok) {
         const double growth = far() ? kFarStartGrowth : kStartGrowth;
         window_ = std::min(window_ + growth * size, static_cast<double>(parameters_.max_in_flight));
     }
-    if (ticket.scout) {
+    if (ticket.train != 0) {
+        note_train(now, ticket);
+    } else if (ticket.scout) {
         note_scout(now, ticket);
     }
     measure_read(now, ticket.bytes);
+}
+
+/*
+ * How much the base can give does not show beside a guest as long as little is asked of it. So now
+ * and then a few small requests are sent at once: the distance of their answers tells.
+ */
+bool PrefetchPace::train_due(PaceTime now) {
+    if (!train_.open && in_flight_ == 0 && now >= train_.next && free_slots() >= kTrain) {
+        train_ = {.open = true, .number = train_.number + 1, .next = pace_after(now, kTrainSpan)};
+    }
+    return train_.open;
+}
+
+void PrefetchPace::note_train(PaceTime now, const PaceTicket& ticket) {
+    if (ticket.train != train_.number) {
+        return;
+    }
+    if (train_.back++ == 0) {
+        train_.first = now;
+        return;
+    }
+    train_.bytes += static_cast<double>(ticket.bytes);
+    if (train_.back == kTrain) {
+        note_rate(train_.bytes / std::max(ns(now - train_.first), kLeastTrainNs), true);
+        guessing_ = false;
+        begin_round(now);
+    }
 }
 
 void PrefetchPace::note_scout(PaceTime now, const PaceTicket& ticket) {
@@ -772,6 +811,8 @@ PaceTime PrefetchPace::advance(PaceTime now) {
 
 void PrefetchPace::enter(bool guest_active, PaceTime now) {
     drop_question();
+    train_.open = false;
+    train_.next = guessing_ ? now : std::max(train_.next, pace_after(now, kTrainSpan));
     guest_active_ = guest_active;
     phase_++;
     gap_ = false;

@@ -724,6 +724,20 @@ void fvd_resume_host(BDRVFvdState *s)
     }
 }
 
+/*
+ * In the main loop, timers of an AioContext end with a millisecond, as glib
+ * counts; the main loop's own are exact, which prefetch beside a guest needs.
+ * They do not run in nested loops, so the commit timer is not one of them.
+ */
+static QEMUTimer *fvd_new_timer(FvdTimer *timer, AioContext *context)
+{
+    if (timer->which == FVD_TIMER_PREFETCH &&
+        context == qemu_get_aio_context()) {
+        return timer_new_ns(FVD_CLOCK, fvd_timer_cb, timer);
+    }
+    return aio_timer_new(context, FVD_CLOCK, SCALE_NS, fvd_timer_cb, timer);
+}
+
 void fvd_attach_timers(BDRVFvdState *s, AioContext *context)
 {
     QEMU_LOCK_GUARD(&s->tasks.lock);
@@ -732,8 +746,7 @@ void fvd_attach_timers(BDRVFvdState *s, AioContext *context)
         FvdTimer *timer = &s->timers[i];
 
         assert(!timer->timer);
-        timer->timer = aio_timer_new(context, FVD_CLOCK, SCALE_NS,
-                                     fvd_timer_cb, timer);
+        timer->timer = fvd_new_timer(timer, context);
         if (timer->deadline >= 0 && !s->quiesced) {
             timer_mod(timer->timer, timer->deadline);
         }

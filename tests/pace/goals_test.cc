@@ -47,6 +47,17 @@ TEST(GivesWay, AGuestThatReadsOneByOneDoesNotNotice) {
     EXPECT_GE(both.prefetch_rate, 0.8 * left);
 }
 
+TEST(GivesWay, AndUsesTheRestAlsoWhenTheGuestWasThereFirst) {
+    for (const GuestLoad& load : {GuestLoad{}, GuestLoad{.size = 16384, .think = 250 * kUs}}) {
+        SCOPED_TRACE(load.size);
+        const BesideGuest alone = beside_guest(std::nullopt, kNear, load);
+        const BesideGuest both = beside_guest(Contender::paced, kNear, load, 4 * kSecond);
+        EXPECT_GE(both.guest_rate, 0.95 * alone.guest_rate);
+        const double left = kSlowLink * 1e9 - alone.guest_rate * static_cast<double>(load.size);
+        EXPECT_GE(both.prefetch_rate, 0.6 * left);
+    }
+}
+
 TEST(GivesWay, OtherGuestsKeepTheirThroughputToo) {
     for (const PaceTime round_trip : kRoundTrips) {
         for (const GuestLoad& load :

@@ -15,13 +15,14 @@ double fill_rate(Contender contender, const LinkShape& shape, uint64_t bytes) {
 }
 
 BesideGuest beside_guest(std::optional<Contender> contender, const LinkShape& shape,
-                         const GuestLoad& load) {
+                         const GuestLoad& load, PaceTime starts) {
     constexpr PaceTime kFrom = 5 * kSecond;
     constexpr PaceTime kUntil = 30 * kSecond;
     Clock clock;
     Link link(clock, shape, 1);
     MachineShape machine_shape;
     machine_shape.prefetches = contender.has_value();
+    machine_shape.starts = starts;
     machine_shape.contender = contender.value_or(Contender::paced);
     Machine machine(clock, link, machine_shape, 1);
     GuestLoad later = load;

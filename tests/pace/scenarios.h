@@ -22,9 +22,10 @@ struct BesideGuest {
     PaceTime p99 = 0;
     double prefetch_rate = 0; /* bytes/s */
 };
-/** A guest that reads for 25 s; nobody prefetches where @p contender is not given. */
+/** A guest that reads from 3 s on, measured from 5 s to 30 s; nobody prefetches where @p contender is
+ *  not given, else from @p starts on. */
 BesideGuest beside_guest(std::optional<Contender> contender, const LinkShape& link,
-                         const GuestLoad& load);
+                         const GuestLoad& load, PaceTime starts = 0);
 
 /** From the guest's last read until prefetch has nine tenths of the link, in steps of 50 ms. */
 PaceTime recovery_time(const LinkShape& link);

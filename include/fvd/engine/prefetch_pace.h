@@ -61,6 +61,7 @@ struct PaceTicket {
     bool scout = false;
     uint64_t ask = 0; /* which question about the latency it answers; 0: none */
     uint64_t phase = 0;
+    uint64_t train = 0; /* which one it belongs to; 0: none */
 };
 
 /** Travels with a read of the base that a guest request waits for. */
@@ -148,6 +149,17 @@ class PrefetchPace {
         PaceTime ended = 0;
     };
 
+    /* Small requests that are sent at once. */
+    struct Train {
+        bool open = false; /* for more of them */
+        uint64_t number = 0;
+        PaceTime next = 0;
+        uint32_t issued = 0;
+        uint32_t back = 0;
+        PaceTime first = 0; /* when it came back */
+        double bytes = 0;   /* since then */
+    };
+
     PaceTime advance(PaceTime now);
     PaceDecision hold(PaceReason reason, PaceTime until);
     PaceDecision judge(PaceTime now);
@@ -168,6 +180,8 @@ class PrefetchPace {
     void note_answer(PaceTime now, double took);
     void drop_question();
     void note_scout(PaceTime now, const PaceTicket& ticket);
+    bool train_due(PaceTime now);
+    void note_train(PaceTime now, const PaceTicket& ticket);
     void note_rate(double rate, bool valid_below);
     void measure_read(PaceTime now, uint64_t bytes);
     void measure_write(PaceTime now, uint64_t bytes);
@@ -217,6 +231,7 @@ class PrefetchPace {
     /* What is known of the base. */
     BaseLatency latency_; /* of scouts, ns */
     Ask ask_;
+    Train train_;
     std::array<double, kRatesKept> rates_{};
     size_t next_rate_ = 0;
     double delivered_ = 0; /* bytes, to the guest as well */
