@@ -124,6 +124,39 @@ class Create(CompactTest):
 
 
 @only_fvd
+class Largest(CompactTest):
+    """64 TiB, of which next to nothing is stored. What it takes is the table: four bytes for each of 64 million
+    chunks on disk, and twice that in memory, while it can be written to."""
+    memory = 1536 * MIB  # of addresses, QEMU's own included
+
+    @limit(300)
+    def test_64_tib(self):
+        size = 64 * TIB
+        self.create("disk.img", size, options=["compact_image=on"], memory=self.memory)
+        self.assertEqual(self.info("disk.img")["virtual-size"], size)
+        self.assertLess(allocated("disk.img"), 320 * MIB)  # the table, and little else
+        places = {offset: value for value, offset in enumerate(
+            (0, TIB - 512, 20 * TIB + 4096, 50 * TIB + 123 * 512, size - 70144), start=1)}
+        self.io("disk.img", *[f"write -P {value} {offset} 70144" for offset, value in places.items()], "flush",
+                memory=self.memory)
+        reads = [f"read -P {value} {offset} 70144" for offset, value in places.items()]
+        self.io("disk.img", *reads, f"read -P 0 {30 * TIB} 64M", options=["-r"], memory=self.memory)
+        self.check("disk.img")
+        found = {area["start"]: area["length"] for area in self.map("disk.img") if not area["zero"]}
+        self.assertEqual(sum(1 for offset in places if any(
+            start <= offset < start + length for start, length in found.items())), len(places))
+        self.img("resize", "-q", "--shrink", "-f", "fvd", "disk.img", 40 * TIB)
+        self.img("resize", "-q", "-f", "fvd", "disk.img", size)
+        gone = [f"read -P {value if offset < 40 * TIB else 0} {offset} 70144" for offset, value in places.items()]
+        self.io("disk.img", *gone, options=["-r"], memory=self.memory)
+        self.check("disk.img")
+
+    def test_a_chunk_size_that_makes_too_many_chunks(self):
+        ran = self.create("bad.img", 64 * TIB, options=["compact_image=on", "chunk_size=4096"], expect=1)
+        self.assertIn("chunk_size is 4096 bytes; must be between 262144 and 67108864", ran.err)
+
+
+@only_fvd
 class CreateJob(CompactTest):
     def test_blockdev_create_takes_the_same_options(self):
         daemon = Daemon(self)
