@@ -6,6 +6,8 @@
 #include <iterator>
 
 #include "fvd/base/plant.h"
+#include "fvd/format/limits.h"
+
 namespace fvd {
 
 Result<ChosenHeader> load_header(Host& host) {
@@ -52,7 +54,10 @@ Status update_header(Host& host, Header& header, HeaderSlot* first, FlushHeader 
     }
     {
         HostLock lock(host);
-        header.generation++;
+        /* Nobody counts that far. An image that claims the last numbers must stay one that opens.
+         */
+        header.generation = std::min(header.generation + 1, limits::kMaxCounter);
+        header.journal_epoch = std::min(header.journal_epoch, limits::kMaxCounter);
     }
     HostBuffer block(host, kHeaderSize);
     if (!block) {

@@ -350,6 +350,7 @@ BlockStatsSpecific *fvd_get_specific_stats(BlockDriverState *bs)
 static void fvd_detach_base(BlockDriverState *bs)
 {
     BDRVFvdState *s = bs->opaque;
+    struct fvd_progress progress;
     Error *local_err = NULL;
 
     GLOBAL_STATE_CODE();
@@ -357,8 +358,9 @@ static void fvd_detach_base(BlockDriverState *bs)
         return;
     }
     qatomic_set(&s->filled, false);
-    if (!bs->backing) {
-        return;
+    fvd_get_progress(s->image, &progress);
+    if (!bs->backing || !progress.filled) {
+        return; /* it was emptied since */
     }
     bs->backing_file[0] = '\0';
     bs->auto_backing_file[0] = '\0';

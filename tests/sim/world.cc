@@ -141,9 +141,13 @@ bool World::issue_next() {
     if (logging()) {
         event("begin #" + std::to_string(op.number) + " " + op_text(op));
     }
-    spawn([this, &op, &what] {
+    const uint64_t number = operations_;
+    begun_.insert(number);
+    spawn([this, number, &op, &what] {
         what.run(*this, op);
         in_flight_--;
+        begun_.erase(number);
+        let_base_go();
         if (what.quiet) {
             quiet_running_ = false;
         }
@@ -305,10 +309,23 @@ void World::flush_failed(File, Fiber* who) {
     event("a flush failed and the cache is lost");
 }
 
-/* Nobody needs the base any more: whoever reads it all the same gets what must not show. */
+/* Nobody needs the base any more. As in QEMU, which drains before it takes it away, requests that
+ * had begun by then may still be reading it. */
 void World::filled() {
-    if (base_is_target_) {
+    if (!base_is_target_) {
+        base_leaves_ = operations_ + 1;
+        let_base_go();
+    }
+}
+
+/* From now on whoever reads it all the same gets what must not show. */
+void World::let_base_go() {
+    if (!base_leaves_ || (!begun_.empty() && *begun_.begin() < *base_leaves_)) {
         return;
+    }
+    base_leaves_.reset();
+    if (image_ == nullptr || !powered_ || !image_->header().base_fully_prefetched) {
+        return; /* it was emptied since, or this life is over */
     }
     event("the base is gone");
     const uint32_t size = shape().cell_size;

@@ -93,6 +93,7 @@ class World final : public HostObserver {
     void flush_completes(File file) override;
     void flush_failed(File file, Fiber* who) override;
     void filled() override;
+    void let_base_go();
     void fetch_begins(uint64_t offset, uint64_t length) override;
     void task_started(std::function<void()> body) override;
     void host_broken(const char* promise, const std::string& text) override;
@@ -148,12 +149,14 @@ class World final : public HostObserver {
     std::multiset<uint64_t> ends_; /* of requests in flight */
     size_t next_op_ = 0;
     uint32_t in_flight_ = 0;
-    uint32_t timers_ = 0;           /* fibers of timers */
-    uint32_t tasks_ = 0;            /* fibers that the core started */
-    bool timers_allowed_ = false;   /* although something wants to be alone */
-    Fiber* last_in_line_ = nullptr; /* goes on when nothing else can happen */
-    bool quiet_running_ = false;    /* an operation that wants to be alone */
-    bool alone_ = false;            /* the world itself does something; nothing is issued */
+    std::set<uint64_t> begun_;            /* numbers of operations in flight, in their order */
+    std::optional<uint64_t> base_leaves_; /* when all that begun before this one have ended */
+    uint32_t timers_ = 0;                 /* fibers of timers */
+    uint32_t tasks_ = 0;                  /* fibers that the core started */
+    bool timers_allowed_ = false;         /* although something wants to be alone */
+    Fiber* last_in_line_ = nullptr;       /* goes on when nothing else can happen */
+    bool quiet_running_ = false;          /* an operation that wants to be alone */
+    bool alone_ = false;                  /* the world itself does something; nothing is issued */
     bool powered_ = true;
     Fiber* urgent_ =
         nullptr; /* its host serialises flushes: a failure is known before the next ends */
