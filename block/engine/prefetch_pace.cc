@@ -863,13 +863,13 @@ double PrefetchPace::pipe_content() const {
                                   : kSureContent * base_rate() * (latency() + latency_.spread());
 }
 
-/* Where requests cannot grow any more, places in flight are what is short. */
 /* Where a round trip is long, it pays to begin with more, in requests that are spread over it: what
  * comes back in one burst looks like a queue. */
 bool PrefetchPace::far() const {
     return latency() > kFarLatency;
 }
 
+/* Where requests cannot grow any more, places in flight are what is short. */
 bool PrefetchPace::scouts_are_dear() const {
     return !guest_active_ &&
            request_size() >= whole_granules(static_cast<double>(parameters_.bytes_per_prefetch));

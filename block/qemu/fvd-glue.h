@@ -169,7 +169,6 @@ struct BDRVFvdState {
     /* Guarded by tasks.lock. */
     FvdTimer timers[FVD_TIMER_COUNT];
     bool quiesced; /* armed timers wait for the end of the drained section */
-    unsigned int calls; /* that wait for tasks, and drained sections for them */
     QSIMPLEQ_HEAD(, FvdTask) held_back; /* until the drained section ends */
 
     unsigned int coroutines; /* of our own; atomic */
@@ -198,10 +197,7 @@ void fvd_detach_timers(BDRVFvdState *s);
 /* Begin and end of a drained section, of which there is one at a time. */
 void fvd_quiesce_host(BDRVFvdState *s);
 void fvd_resume_host(BDRVFvdState *s);
-/* Around what may wait for tasks of the core in a drained section. */
-void fvd_begin_call(BDRVFvdState *s);
-void fvd_end_call(BDRVFvdState *s);
-/* Afterwards no coroutine of ours is left. For the end of an open image. */
+/* Afterwards no coroutine of ours is left. For an image that was stopped. */
 void fvd_end_tasks(BDRVFvdState *s);
 /* To be called once s->image is set. */
 void fvd_host_has_image(BDRVFvdState *s);

@@ -481,33 +481,17 @@ struct FvdTask {
     QSIMPLEQ_ENTRY(FvdTask) next;
 };
 
-/* Whoever is in flight keeps a drained section from being one. */
-static bool fvd_join_flight(BlockDriverState *bs)
-{
-    unsigned int count = qatomic_read(&bs->in_flight);
-
-    while (count > 0) {
-        unsigned int seen = qatomic_cmpxchg(&bs->in_flight, count, count + 1);
-
-        if (seen == count) {
-            return true;
-        }
-        count = seen;
-    }
-    return false;
-}
-
 /*
  * With the lock held: may a task begin? In a drained section only if somebody
- * may be waiting for it who is in flight, or whose call has to end.
+ * waits, for it may be what he waits for, and the section waits for him.
  */
 static bool fvd_take_off(BDRVFvdState *s)
 {
-    if (!s->quiesced || s->calls > 0) {
-        bdrv_inc_in_flight(s->bs);
-        return true;
+    if (s->quiesced && QTAILQ_EMPTY(&s->tasks.parked)) {
+        return false;
     }
-    return fvd_join_flight(s->bs);
+    bdrv_inc_in_flight(s->bs);
+    return true;
 }
 
 /* The last that a coroutine of ours does with the node: it may be gone then. */
@@ -578,27 +562,11 @@ static void coroutine_fn fvd_node_park(void *host)
     fvd_tasks_park(host);
 }
 
-void fvd_begin_call(BDRVFvdState *s)
-{
-    QEMU_LOCK_GUARD(&s->tasks.lock);
-    s->calls++;
-}
-
-void fvd_end_call(BDRVFvdState *s)
-{
-    QEMU_LOCK_GUARD(&s->tasks.lock);
-    s->calls--;
-}
-
 void fvd_end_tasks(BDRVFvdState *s)
 {
     GLOBAL_STATE_CODE();
-    fvd_begin_call(s);
-    WITH_QEMU_LOCK_GUARD(&s->tasks.lock) {
-        fvd_schedule_held_back(s);
-    }
     BDRV_POLL_WHILE(s->bs, qatomic_read(&s->coroutines) > 0);
-    fvd_end_call(s);
+    assert(QSIMPLEQ_EMPTY(&s->held_back));
 }
 
 /* ------------------------------------------------------------------ timers */
@@ -698,7 +666,7 @@ void fvd_host_has_image(BDRVFvdState *s)
 }
 
 /* Deadlines are kept, so drained sections do not put off a commit for ever. */
-static void fvd_restart(BDRVFvdState *s)
+static void fvd_go_on(BDRVFvdState *s)
 {
     QEMU_LOCK_GUARD(&s->tasks.lock);
 
@@ -718,7 +686,7 @@ void fvd_resume_host(BDRVFvdState *s)
     if (!s->quiesced) {
         return;
     }
-    fvd_restart(s);
+    fvd_go_on(s);
     if (s->image) {
         fvd_quiesce(s->image, false);
     }

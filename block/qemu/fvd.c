@@ -61,10 +61,8 @@ int fvd_call(BlockDriverState *bs, FvdJob *job, void *opaque)
         .opaque = opaque,
     };
 
-    fvd_begin_call(bs->opaque);
     call.poll.co = qemu_coroutine_create(fvd_call_entry, &call);
     bdrv_poll_co(&call.poll);
-    fvd_end_call(bs->opaque);
     return call.ret;
 }
 
@@ -169,11 +167,8 @@ static int coroutine_fn GRAPH_RDLOCK
 fvd_do_stop(BlockDriverState *bs, void *opaque)
 {
     BDRVFvdState *s = bs->opaque;
-    int ret;
+    int ret = fvd_stop(s->image);
 
-    fvd_begin_call(s);
-    ret = fvd_stop(s->image);
-    fvd_end_call(s);
     s->life = FVD_LOADED;
     trace_fvd_stop(bs, ret);
     return ret;
@@ -1068,9 +1063,7 @@ fvd_co_change_backing_file(BlockDriverState *bs, const char *backing_file,
     if (s->life != FVD_WRITABLE) {
         return -EPERM;
     }
-    fvd_begin_call(s);
     ret = fvd_set_base(s->image, backing_file ?: "", backing_fmt ?: "", &error);
-    fvd_end_call(s);
     if (ret < 0) {
         error_report("fvd image '%s': %s", bs->filename, error.text);
     }

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How fast an image fills itself from a base that is far away, and what the guest notices of it. The
-base is behind nbdkit, whose filters make distance and bandwidth."""
+base is behind nbdkit, whose filter makes distance, or behind link.py, where bandwidth matters, too."""
 
 import contextlib
 import os

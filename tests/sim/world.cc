@@ -130,12 +130,11 @@ bool World::issue_next() {
         return false;
     }
     /* Tasks of the core may be running: whatever wants to be alone has to end them. */
-    if (what.quiet ? in_flight_ != 0 || timers_ != 0 : in_flight_ >= shape().depth) {
+    if (what.quiet ? !begun_.empty() || timers_ != 0 : begun_.size() >= shape().depth) {
         return false;
     }
     next_op_++;
     operations_++;
-    in_flight_++;
     note_write(op);
     quiet_running_ = what.quiet;
     if (logging()) {
@@ -145,7 +144,6 @@ bool World::issue_next() {
     begun_.insert(number);
     spawn([this, number, &op, &what] {
         what.run(*this, op);
-        in_flight_--;
         begun_.erase(number);
         let_base_go();
         if (what.quiet) {
@@ -218,7 +216,7 @@ bool World::step() {
     } else if (last_in_line_ != nullptr) {
         std::exchange(last_in_line_, nullptr)->make_ready();
     } else if (!issue_next()) {
-        if (in_flight_ != 0 || timers_ != 0 || tasks_ != 0) {
+        if (!begun_.empty() || timers_ != 0 || tasks_ != 0) {
             fail("P5", "requests wait for each other for ever");
         }
         return false;

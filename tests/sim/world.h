@@ -148,7 +148,6 @@ class World final : public HostObserver {
     uint64_t data_begin_ = 0;      /* of slots */
     std::multiset<uint64_t> ends_; /* of requests in flight */
     size_t next_op_ = 0;
-    uint32_t in_flight_ = 0;
     std::set<uint64_t> begun_;            /* numbers of operations in flight, in their order */
     std::optional<uint64_t> base_leaves_; /* when all that begun before this one have ended */
     uint32_t timers_ = 0;                 /* fibers of timers */
