@@ -52,10 +52,10 @@ Status Image::write_segment(const Segment& to, GuestBuffer from, uint32_t flags)
     return status.ok() && durable ? committer_.flush() : status;
 }
 
-/* The last block may come here by the guest's own hand: prefetch has to hear of that. */
+/* The last block may come here by the guest's own hand: who fills the image has to hear of that. */
 void Image::record(BlockRange blocks) {
     committer_.record(blocks);
-    if (prefetcher_.wanted()) {
+    if (fills()) {
         HostLock lock(host_);
         if (committer_.bitmap().missing() == 0) {
             prefetcher_.wake();

@@ -66,7 +66,7 @@ void Image::apply_plan() {
     const bool possible = started_ && writable_ && tracked_size_ != 0;
     plan_ = plan_fill(fill_options_, header_);
     keeping_.store(possible && plan_.copy_on_read, std::memory_order_release);
-    prefetcher_.set_parameters(plan_.pace);
+    prefetcher_.set_parameters(plan_.pace, plan_.copy_on_read);
 }
 
 void Image::pause_prefetch(bool paused) {

@@ -37,7 +37,7 @@ void Prefetcher::begin(const TrackedBitmap* bitmap, uint64_t block_size, uint64_
     wanted_.store(false, std::memory_order_release);
     decision_ = {PaceReason::off, 0, kPaceNever};
     cursor_ = looked_ = 0;
-    looking_ = finishing_ = false;
+    looking_ = finishing_ = finished_ = false;
     armed_ = kPaceNever;
     retry_at_ = 0;
     forgotten_ = 0;
@@ -52,14 +52,15 @@ void Prefetcher::end() {
     host_.cancel_timer(FVD_TIMER_PREFETCH);
 }
 
-void Prefetcher::set_parameters(const PaceParameters& parameters) {
-    if (!alive_ || (!pace_ && parameters.start_delay < 0)) {
+void Prefetcher::set_parameters(const PaceParameters& parameters, bool copy_on_read) {
+    keeps_ = copy_on_read;
+    if (!alive_) {
         return;
     }
     const PaceTime now = host_.now();
     if (pace_) {
         pace_->set_parameters(parameters, now);
-    } else {
+    } else if (parameters.start_delay >= 0) {
         uint64_t seed = 0;
         host_.random(std::as_writable_bytes(std::span(&seed, 1)));
         const uint64_t granule = round_up(std::max(kGranule, block_size_), block_size_);
@@ -82,7 +83,7 @@ void Prefetcher::set_paused(bool paused) {
 
 void Prefetcher::release() {
     FVD_ASSERT(holds_ != 0);
-    if (--holds_ == 0 && alive_ && pace_) {
+    if (--holds_ == 0) {
         wake();
     }
 }
@@ -129,7 +130,16 @@ void Prefetcher::pump() {
     }
     const PaceTime now = host_.now();
     const PaceTime next_store = store_due(now);
-    arm(now, std::min(next_store, fetch_more(now)));
+    arm(now, std::min(next_store, finish_due() ? finish_if_quiet(now) : fetch_more(now)));
+}
+
+bool Prefetcher::may_start() const {
+    return alive_ && holds_ == 0 && (pace_.has_value() || finish_due());
+}
+
+/* Copy-on-read, and the guest itself, may bring the last block, too. That needs no pace. */
+bool Prefetcher::finish_due() const {
+    return alive_ && keeps_ && !finished_ && bitmap_->missing() == 0;
 }
 
 void Prefetcher::wake() {
@@ -168,6 +178,9 @@ void Prefetcher::remove(Fetch& fetch) {
     fetches_.remove(fetch);
     if (fetches_.empty()) {
         idle_.wake_all(host_);
+        if (finish_due()) {
+            wake();
+        }
     }
 }
 
@@ -199,8 +212,7 @@ PaceTime Prefetcher::fetch_more(PaceTime now) {
             return decision_.until;
         }
         if (bitmap_->missing() == 0) {
-            finish_if_quiet();
-            return kPaceNever;
+            return finish_if_quiet(now);
         }
         if (!fetch_one(now)) {
             pace_->idle(now);
@@ -350,20 +362,26 @@ void Prefetcher::end_look(uint64_t from, uint64_t run, bool zero, PaceTime took)
 
 /* ---------------------------------------------------------------------------------- the end */
 
-void Prefetcher::finish_if_quiet() {
+/* Whoever brought the last block here. When is it to be tried again? */
+PaceTime Prefetcher::finish_if_quiet(PaceTime now) {
+    if (now < retry_at_) {
+        return retry_at_;
+    }
     if (fetches_.empty() && !looking_ && !finishing_) {
         finishing_ = true;
         start(tasks_.finish, &image_);
     }
+    return kPaceNever;
 }
 
 void Prefetcher::finished(bool ok) {
     const PaceTime now = host_.now();
     finishing_ = false;
-    if (ok) {
+    finished_ = ok;
+    if (ok && pace_) {
         pace_->finish(now);
         decision_ = pace_->decide(now);
-    } else {
+    } else if (!ok) {
         retry_at_ = pace_after(now, kRetry);
     }
 }

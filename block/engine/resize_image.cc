@@ -101,23 +101,31 @@ Error Image::change_size(uint64_t size) {
 
 /* Of a linear image: what is new reads as zeros, whatever an earlier, longer life left there. */
 Status Image::lengthen_data(uint64_t old_size, uint64_t size, Preallocation mode) {
-    const uint64_t old_end = header_.data_offset + old_size;
     const uint64_t end = header_.data_offset + size;
-    const int64_t length = host_.length(FVD_FILE_DATA);
-    if (length < 0) {
-        return Status(static_cast<int>(length));
-    }
-    const auto there = static_cast<uint64_t>(length);
-    if (there > old_end) {
-        const Status status = host_.write_zeroes(FVD_FILE_DATA, old_end,
-                                                 std::min(there, end) - old_end, FVD_REQ_MAY_UNMAP);
-        if (!status.ok()) {
+    /* Of metadata there is none to be made in advance. */
+    const Preallocation storage = mode == FVD_PREALLOC_METADATA ? FVD_PREALLOC_OFF : mode;
+    uint64_t zeros_to = header_.data_offset + old_size;
+    for (;;) {
+        const int64_t length = host_.length(FVD_FILE_DATA);
+        if (length < 0) {
+            return Status(static_cast<int>(length));
+        }
+        const uint64_t there = std::min(static_cast<uint64_t>(length), end);
+        if (there > zeros_to) {
+            const Status status =
+                host_.write_zeroes(FVD_FILE_DATA, zeros_to, there - zeros_to, FVD_REQ_MAY_UNMAP);
+            if (!status.ok()) {
+                return status;
+            }
+            zeros_to = there;
+        }
+        const Status status = there < end ? host_.resize(FVD_FILE_DATA, end, storage) : Status();
+        /* That a device is longer than it was, somebody may notice only by failing to lengthen it.
+         */
+        if (status.ok() || host_.length(FVD_FILE_DATA) <= length) {
             return status;
         }
     }
-    /* Of metadata there is none to be made in advance. */
-    const Preallocation storage = mode == FVD_PREALLOC_METADATA ? FVD_PREALLOC_OFF : mode;
-    return there < end ? host_.resize(FVD_FILE_DATA, end, storage) : Status();
 }
 
 /* Of a compact image: the rest of the chunk that the end of the disk cuts. */

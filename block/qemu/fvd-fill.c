@@ -362,14 +362,14 @@ static void fvd_detach_base(BlockDriverState *bs)
     if (!bs->backing || !progress.filled) {
         return; /* it was emptied since */
     }
-    bs->backing_file[0] = '\0';
-    bs->auto_backing_file[0] = '\0';
-    bs->backing_format[0] = '\0';
     if (bs->backing->frozen || bdrv_set_backing_hd(bs, NULL, &local_err) < 0) {
         qatomic_set(&s->filled, true);
         error_free(local_err);
         return;
     }
+    bs->backing_file[0] = '\0';
+    bs->auto_backing_file[0] = '\0';
+    bs->backing_format[0] = '\0';
     trace_fvd_detached(bs);
 }
 
@@ -384,8 +384,10 @@ static void fvd_detach_bh(void *opaque)
     bdrv_unref(bs);
 }
 
-void fvd_schedule_detach(BDRVFvdState *s)
+/* Of an image that does not say that all is here, nothing is detached. */
+void fvd_let_base_go(BDRVFvdState *s)
 {
+    qatomic_set(&s->filled, true);
     bdrv_inc_in_flight(s->bs);
     aio_bh_schedule_oneshot(qemu_get_aio_context(), fvd_detach_bh, s->bs);
 }

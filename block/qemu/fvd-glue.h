@@ -232,7 +232,7 @@ fvd_amend_options(BlockDriverState *bs, QemuOpts *opts,
                   bool force, Error **errp);
 BlockStatsSpecific *fvd_get_specific_stats(BlockDriverState *bs);
 /* In the main loop, soon; from any thread. */
-void fvd_schedule_detach(BDRVFvdState *s);
+void fvd_let_base_go(BDRVFvdState *s);
 
 /* fvd-create.c */
 extern QemuOptsList fvd_create_opts;

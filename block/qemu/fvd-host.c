@@ -794,8 +794,7 @@ fvd_node_announce(void *host, enum fvd_event event)
 
     trace_fvd_step(s->bs, step->name);
     if (event == FVD_EVENT_FILLED) {
-        qatomic_set(&s->filled, true);
-        fvd_schedule_detach(s);
+        fvd_let_base_go(s);
         return; /* nothing is about to be done */
     }
     BLKDBG_CO_EVENT(s->bs->file, step->event);

@@ -649,6 +649,9 @@ fvd_co_invalidate_cache(BlockDriverState *bs, Error **errp)
         s->handed_over = false;
         fvd_quiesce(s->image, false);
     }
+    if (s->life == FVD_WRITABLE) {
+        fvd_let_base_go(s); /* others may have brought the last block */
+    }
 }
 
 static void fvd_attach_aio_context(BlockDriverState *bs,
@@ -677,7 +680,7 @@ static void fvd_drain_end(BlockDriverState *bs)
 
     fvd_resume_host(s);
     if (qatomic_read(&s->filled)) {
-        fvd_schedule_detach(s); /* whoever was in its way may have gone */
+        fvd_let_base_go(s); /* whoever was in its way may have gone */
     }
 }
 

@@ -24,12 +24,14 @@ import qmp
 ROUND_TRIPS = (0, 2, 10, 50, 200)  # ms
 PATIENCE = 600
 READ = 16 * KIB
+PIECE = 128 * KIB
 LINK = 200_000_000  # bits a second
+FAST_LINK = 1_000_000_000
 LINK_PROGRAM = REPOSITORY / "tests/bench/link.py"
 
 
 def tables(plan):
-    return [speed(plan), manners(plan)]
+    return [speed(plan), speed(plan, FAST_LINK), whole_read(plan), manners(plan)]
 
 
 # ------------------------------------------------------------------ programs
@@ -63,10 +65,14 @@ def server(source, milliseconds, bits=0):
         yield f"nbd+unix:///?socket={near}"
 
 
-class Daemon:
-    """qemu-storage-daemon with one image, and its monitor."""
+def in_file(image):
+    return {"driver": "file", "filename": str(image)}
 
-    def __init__(self, image, driver, **options):
+
+class Daemon:
+    """qemu-storage-daemon with one node, and its monitor."""
+
+    def __init__(self, driver, **options):
         self.place = tempfile.TemporaryDirectory(prefix="fvd-bench-")
         path = f"{self.place.name}/qmp"
         self.process = subprocess.Popen([
@@ -74,8 +80,7 @@ class Daemon:
             "--monitor", "chardev=m"])
         loads.wait_for(lambda: os.path.exists(path), self.process)
         self.command = qmp.Monitor(path, [], PATIENCE).command
-        self.command("blockdev-add", **{"driver": driver, "node-name": "disk", "file": {
-            "driver": "file", "filename": str(image)}, **options})
+        self.command("blockdev-add", **{"driver": driver, "node-name": "disk", **options})
 
     def stats(self):
         return next(node["driver-specific"] for node in self.command("query-blockstats", query_nodes=True)
@@ -116,7 +121,7 @@ def convert(uri):
 def prefetch(uri):
     image = SCRATCH / "image"
     loads.run([program("qemu-img"), "create", "-q", "-f", "fvd", "-b", uri, "-F", "raw", str(image)])
-    daemon = Daemon(image, "fvd", prefetch="on")
+    daemon = Daemon("fvd", file=in_file(image), prefetch="on")
     took = daemon.wait(lambda: daemon.stats()["complete"])
     daemon.close()
     image.unlink()
@@ -126,7 +131,7 @@ def prefetch(uri):
 def stream(uri):
     image = SCRATCH / "image"
     loads.run([program("qemu-img"), "create", "-q", "-f", "qcow2", "-b", uri, "-F", "raw", str(image)])
-    daemon = Daemon(image, "qcow2")
+    daemon = Daemon("qcow2", file=in_file(image))
     daemon.command("block-stream", device="disk", **{"job-id": "s"})
     took = daemon.wait(lambda: not daemon.command("query-block-jobs"))
     daemon.close()
@@ -134,18 +139,20 @@ def stream(uri):
     return took
 
 
-def speed(plan):
+def speed(plan, bits=0):
+    """Where nothing but the processors sets an end, and over a link with a rate."""
     volume = (64 if plan.quick else 1024) * MIB
     little = 64 * MIB  # block-stream would take seven minutes for all at 200 ms
     ways = {"qemu-img convert -m 16 -W": (convert, volume), "fvd, prefetch": (prefetch, volume),
             "qcow2, block-stream of 64 MiB": (stream, little)}
-    table = Table("Filling an image from a base that is far away",
-                  f"{volume // MIB} MiB behind nbdkit's delay filter, MiB a second from the opening of the image until "
-                  "all is here; median of the rounds.", ["round trip", *ways])
+    where = f"at the end of a link of {bits // 1_000_000} Mbit/s" if bits else "behind nbdkit's delay filter"
+    table = Table(f"Filling an image from a base {where}",
+                  f"{volume // MIB} MiB, MiB a second from the opening of the image until all is here; median of the "
+                  "rounds.", ["round trip", *ways])
     for milliseconds in ROUND_TRIPS:
         rates = {}
         for name, (way, size) in ways.items():
-            with server(["pattern", str(size)], milliseconds) as uri:
+            with server(["pattern", str(size)], milliseconds, bits) as uri:
                 rates[name] = size / MIB / statistics.median(way(uri) for _ in range(plan.turns(1, 3)))
             print(".", end="", file=sys.stderr, flush=True)
         table.add(f"{milliseconds} ms", [f"{rate:.0f}" for rate in rates.values()])
@@ -153,6 +160,54 @@ def speed(plan):
                        rates["qemu-img convert -m 16 -W"], 0.9)
         if milliseconds == 50:
             table.at_least("50 ms: prefetch, MiB a second", rates["fvd, prefetch"], 90, "{:.0f}")
+    return table.end()
+
+
+# ------------------------------------------------------------------ a guest that reads all of it
+
+def read_through(daemon, depth):
+    """Seconds in which an NBD client reads all, in requests of PIECE."""
+    client = daemon.export()
+    begun, asked = time.monotonic(), 0
+    while asked < client.size or client.in_flight:
+        while client.in_flight < depth and asked < client.size:
+            client.submit(nbd.READ, asked, min(PIECE, client.size - asked))
+            asked += PIECE
+        client.reap()
+    took = time.monotonic() - begun
+    daemon.close()
+    return took
+
+
+def base_node(uri):
+    return {"driver": "nbd", "server": {"type": "unix", "path": uri.partition("socket=")[2]}, "read-only": True}
+
+
+def copy_while_reading(uri):
+    image = SCRATCH / "image"
+    loads.run([program("qemu-img"), "create", "-q", "-f", "fvd", "-o", "copy_on_read=on", "-b", uri, "-F", "raw",
+               str(image)])
+    return Daemon("fvd", file=in_file(image))
+
+
+def whole_read(plan):
+    volume = (64 if plan.quick else 512) * MIB
+    table = Table("A guest that reads all of a base that is far away, once",
+                  f"{volume // MIB} MiB in order over a link of {FAST_LINK // 1_000_000} Mbit/s, requests of "
+                  f"{PIECE // KIB} KiB; median of the rounds' ratios to reading the base itself.",
+                  ["round trip, in flight", "base, MiB/s", "fvd, copy-on-read / base"])
+    for milliseconds in (2, 10):
+        for depth in (1, 8):
+            ratios, rates = [], []
+            with server(["pattern", str(volume)], milliseconds, FAST_LINK) as uri:
+                for _ in range(plan.turns(1, 5)):
+                    direct = read_through(Daemon("raw", file=base_node(uri)), depth)
+                    ratios.append(read_through(copy_while_reading(uri), depth) / direct)
+                    rates.append(volume / MIB / direct)
+            print(".", end="", file=sys.stderr, flush=True)
+            name = f"{milliseconds} ms, {depth}"
+            table.add(name, [f"{statistics.median(rates):.0f}", f"{statistics.median(ratios):.3f}"])
+            table.at_most(f"{name}: time / that of reading the base itself", statistics.median(ratios), 1.05, "{:.3f}")
     return table.end()
 
 
@@ -185,7 +240,7 @@ def manners(plan):
     with server(["file", str(base)], 2, LINK) as uri:
         image = SCRATCH / "image"
         loads.run([program("qemu-img"), "create", "-q", "-f", "fvd", "-b", uri, "-F", "raw", str(image)])
-        daemon = Daemon(image, "fvd")
+        daemon = Daemon("fvd", file=in_file(image))
         client = daemon.export()
         guest_reads(client, places, 2)
         alone = guest_reads(client, places, seconds)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A storage daemon, and the monitor through which it is led."""
+"""A storage daemon or a machine, and the monitor through which it is led."""
 
 import json
 import subprocess
@@ -88,14 +88,17 @@ class Monitor:
 class Daemon:
     """qemu-storage-daemon with a monitor; ended with the test."""
 
+    program = "qemu-storage-daemon"
+    monitor_words = ("--monitor", "chardev=mon")
+
     def __init__(self, test, *options, name="daemon", strace=()):
         self.test = test
         self.path = f"{name}.qmp"
         self.log = open(f"{name}.log", "w+")
         test.addCleanup(self.log.close)
-        command = [*strace, program("qemu-storage-daemon"),
+        command = [*strace, program(self.program),
                    "--chardev", f"socket,id=mon,path={self.path},server=on,wait=off",
-                   "--monitor", "chardev=mon", *options]
+                   *self.monitor_words, *options]
         test.record.append("$ " + " ".join(command))
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.log,
                                         stderr=subprocess.STDOUT, preexec_fn=limited(0))
@@ -126,12 +129,29 @@ class Daemon:
         self.command("quit")
         code = self.process.wait(COMMAND_SECONDS)
         self.test.record.append(self.output())
-        self.test.assertEqual(code, 0, "exit code of the storage daemon")
+        self.test.assertEqual(code, 0, f"exit code of {self.program}")
 
     def kill(self):
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+
+
+class MachineWithoutSystem(Daemon):
+    """qemu-system-x86_64 whose guest is its firmware, with one disk: the node disk0."""
+
+    program = "qemu-system-x86_64"
+    monitor_words = ("-mon", "chardev=mon,mode=control")
+
+    def __init__(self, test, disk, *options, name="machine"):
+        super().__init__(test, "-nodefaults", "-display", "none", "-machine", "q35", "-m", "32",
+                         "-blockdev", json.dumps(disk), "-device", "virtio-blk-pci,drive=disk0,id=vd0",
+                         *options, name=name)
+
+    def io(self, command):
+        """As the guest would; returns what qemu-io says."""
+        return self.command("human-monitor-command", command_line=
+                            f'qemu-io -d /machine/peripheral/vd0/virtio-backend "{command}"')
 
 
 def file_node(path, **more):

@@ -124,6 +124,22 @@ class OneDevice(DeviceTest):
         self.io(volume.device, "read -P 1 0 1M", f"read -P 0 {8 * MIB + 1024} 62k")
 
 
+    def test_a_linear_image_grows_with_its_device_at_once(self):
+        volume = self.thin(4 * MIB, size=4 * MIB, options=())
+        daemon = self.daemon(volume)
+        with self.assertRaises(QmpError):
+            daemon.command("block_resize", node_name="disk0", size=5 * MIB)
+        volume.grow(MIB)
+        daemon.command("block_resize", node_name="disk0", size=5 * MIB)
+        client = daemon.export("disk0")
+        self.assertEqual(client.read_all(), bytes(5 * MIB))
+        client.write(5 * MIB - 512, b"\1" * 512)
+        client.close()
+        daemon.quit()
+        self.check(volume.device)
+        self.io(volume.device, f"read -P 0 0 {5 * MIB - 512}", f"read -P 1 {5 * MIB - 512} 512")
+
+
 class Warnings(DeviceTest):
     def crossed(self, daemon):
         daemon.command("query-named-block-nodes")

@@ -14,8 +14,8 @@ import time
 import unittest
 import zlib
 
-from qmp import Daemon, QmpError, file_node, image_node
-from support import (FORMAT, KIB, MIB, SANITIZED, ImageTest, digest_of, limit, only_fvd, program, read_file,
+from qmp import Daemon, MachineWithoutSystem, QmpError, file_node, image_node
+from support import (BIN, FORMAT, KIB, MIB, SANITIZED, ImageTest, digest_of, limit, only_fvd, program, read_file,
                      seed, truncate, write_file)
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "guest"))
@@ -25,6 +25,9 @@ from machine import HttpServer
 SIZE = 24 * MIB
 BLOCK = 64 * KIB
 PATIENCE = 240 if SANITIZED else 60
+
+
+needs_machine = unittest.skipUnless((BIN / "qemu-system-x86_64").exists(), "no qemu-system-x86_64")
 
 
 def base_content(size=SIZE):
@@ -129,6 +132,12 @@ class FillTest(ImageTest):
     def nodes(self, daemon):
         return {node["drv"] for node in daemon.command("query-named-block-nodes", flat=True)}
 
+    def wait_for_nodes(self, machine, without):
+        deadline = time.monotonic() + PATIENCE
+        while without in self.nodes(machine):
+            self.assertLess(time.monotonic(), deadline, f"{without} is still there")
+            time.sleep(0.02)
+
     def end(self, daemon, client, server=None):
         client.close()
         daemon.quit()
@@ -196,6 +205,21 @@ class CopyOnRead(FillTest):
         self.assertLessEqual(sum(length for _, length in server.reads()), self.size)
         self.wait_for(daemon, "not all kept", lambda stats: stats["memory"] == 0)
         self.end(daemon, client)
+
+    def test_the_last_block_lets_the_base_go(self):
+        server = NbdKit(self)
+        self.image(server, "copy_on_read=on")
+        daemon, client = self.daemon()
+        client.write(0, self.content[:BLOCK])
+        client.flush()
+        self.assertEqual(client.read(BLOCK, self.size - BLOCK), self.content[BLOCK:])
+        self.wait_until_complete(daemon)
+        self.wait_for_nodes(daemon, without="nbd")
+        server.stop()
+        self.assertEqual(client.read_all(), self.content)
+        self.end(daemon, client)
+        self.assertTrue(self.specific("disk.img")["base-fully-prefetched"])
+        self.assert_reads("disk.img", self.content)
 
     def test_errors_of_the_image_do_not_reach_readers(self):
         server = NbdKit(self)
@@ -513,6 +537,74 @@ class Behaves(FillTest):
         self.wait_until_complete(daemon)
         self.assertEqual(client.read_all(), self.content)
         self.end(daemon, client, server)
+
+    def machine(self, *options, name):
+        return MachineWithoutSystem(self, {
+            "driver": FORMAT, "node-name": "disk0", "file": file_node("disk.img")}, *options, name=name)
+
+    def hand_over(self, source, name):
+        """Live migration; returns the machine that goes on."""
+        target = self.machine("-incoming", f"unix:{name}.migration", name=name)
+        source.command("migrate", uri=f"unix:{name}.migration")
+        deadline = time.monotonic() + PATIENCE
+        while (state := source.command("query-migrate").get("status")) != "completed":
+            self.assertNotIn(state, ("failed", "cancelled"))
+            self.assertLess(time.monotonic(), deadline, f"migration: {state}")
+            time.sleep(0.02)
+        target.monitor.wait("RESUME")
+        return target
+
+    def machines_in_turn(self, *options):
+        """Each writes, and hands over while it fills; the last one ends it."""
+        server = NbdKit(self, "base.raw", "rdelay=10ms", filters=["delay"])
+        self.image(server, "prefetch_start_delay=0", "copy_on_read=on", "prefetch_max_read_throughput=4096",
+                   *options)
+        content = bytearray(self.content)
+        machine = self.machine(name="machine0")
+        here = 0
+        for turn in range(1, 4):
+            at = turn * 5 * MIB
+            self.assertNotIn("rror", machine.io(f"write -P {turn} {at} 70000"))
+            content[at:at + 70000] = bytes([turn]) * 70000
+            here = self.wait_for(machine, "no progress", lambda stats: stats["blocks-here"] > here + 16)["blocks-here"]
+            following = self.hand_over(machine, f"machine{turn}")
+            self.assertGreaterEqual(self.stats(following)["blocks-here"], here)
+            machine.quit()
+            machine = following
+        self.reopen(machine, prefetch_max_read_throughput=0)
+        self.wait_until_complete(machine)
+        self.wait_for_nodes(machine, without="nbd")
+        machine.quit()
+        server.stop()
+        self.assert_reads("disk.img", bytes(content))
+        self.check("disk.img")
+
+    @needs_machine
+    def test_machines_that_migrate_while_it_fills(self):
+        self.machines_in_turn()
+
+    @needs_machine
+    def test_machines_that_migrate_while_a_compact_image_fills(self):
+        self.machines_in_turn("compact_image=on", "chunk_size=64k")
+
+    @needs_machine
+    def test_a_machine_that_takes_over_what_was_filled_meanwhile(self):
+        server = NbdKit(self)
+        self.image(server, "prefetch_start_delay=0")
+        source = self.machine(name="source")
+        target = self.machine("-incoming", "unix:target.migration", name="target")
+        self.wait_until_complete(source)
+        self.wait_for_nodes(source, without="nbd")
+        source.command("migrate", uri="unix:target.migration")
+        target.monitor.wait("RESUME")
+        self.assertTrue(self.stats(target)["complete"])
+        self.wait_for_nodes(target, without="nbd")
+        source.quit()
+        server.stop()
+        self.assertNotIn("rror", target.io("write -P 9 0 4k"))
+        target.quit()
+        self.assert_reads("disk.img", b"\x09" * 4096 + self.content[4096:])
+        self.check("disk.img")
 
     def test_a_mirror_job_of_the_node(self):
         server = self.slow_image()

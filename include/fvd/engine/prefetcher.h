@@ -39,7 +39,7 @@ class Prefetcher {
     void begin(const TrackedBitmap* bitmap, uint64_t block_size, uint64_t tracked);
     /** Nothing is started any more, until begin(). */
     void end();
-    void set_parameters(const PaceParameters& parameters);
+    void set_parameters(const PaceParameters& parameters, bool copy_on_read);
     void set_paused(bool paused);
     void set_tracked(uint64_t tracked) { tracked_ = tracked; }
     /** Start nothing until the same number of release() calls. */
@@ -85,7 +85,8 @@ class Prefetcher {
     const PaceDecision& decision() const { return decision_; }
 
   private:
-    bool may_start() const { return alive_ && pace_.has_value() && holds_ == 0; }
+    bool may_start() const;
+    bool finish_due() const;
     uint64_t blocks() const;
     ByteRange bytes_of(BlockRange blocks) const;
     BlockRange next_missing(uint64_t from, uint64_t end, uint64_t most) const;
@@ -93,7 +94,7 @@ class Prefetcher {
     PaceTime fetch_more(PaceTime now);
     bool fetch_one(PaceTime now);
     void look();
-    void finish_if_quiet();
+    PaceTime finish_if_quiet(PaceTime now);
     void arm(PaceTime now, PaceTime when);
     void drop_waiting();
 
@@ -108,6 +109,7 @@ class Prefetcher {
     PaceDecision decision_{PaceReason::off, 0, kPaceNever};
     std::atomic<bool> wanted_{false};
     bool alive_ = false;
+    bool keeps_ = false; /* what the guest reads */
     bool paused_ = false;
     unsigned holds_ = 0;
     uint64_t running_ = 0; /* tasks */
@@ -116,6 +118,7 @@ class Prefetcher {
     uint64_t looked_ = 0; /* block; no zeros that are worth it are left before it */
     bool looking_ = false;
     bool finishing_ = false;
+    bool finished_ = false; /* the header says that all is here */
     PaceTime armed_ = kPaceNever;
     PaceTime retry_at_ = 0;
     uint64_t forgotten_ = 0;

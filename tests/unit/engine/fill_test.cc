@@ -92,6 +92,24 @@ class FillTest : public ::testing::Test {
         return now;
     }
 
+    /** Tasks and the timer of prefetch run until it has nothing more to do, or the time is over. */
+    void let_it_run(uint64_t seconds = 1000) {
+        const uint64_t end = host.clock + seconds * 1'000'000'000;
+        host.run_tasks();
+        while (host.prefetch_at != 0 && host.prefetch_at <= end) {
+            host.clock = std::max(host.clock, std::exchange(host.prefetch_at, 0));
+            image->timer_expired(FVD_TIMER_PREFETCH);
+            host.run_tasks();
+        }
+    }
+    void expect_complete() {
+        EXPECT_TRUE(progress().filled);
+        EXPECT_EQ(progress().blocks, progress().blocks_here);
+        EXPECT_EQ(host.announced[FVD_EVENT_FILLED], 1);
+        EXPECT_TRUE(header_on_disk().base_fully_prefetched);
+        EXPECT_FALSE(image->needs_base());
+    }
+
     bool clean_on_disk() { return header_on_disk().clean_shutdown; }
 
     Header header_on_disk() {
@@ -431,6 +449,61 @@ TEST_F(CopyOnReadTest, ACompactImageStoresNoZeros) {
     close();
 }
 
+TEST_F(CopyOnReadTest, TheLastBlockEndsTheBasesUse) {
+    begin();
+    expect_base(0, kDisk - kBlock);
+    let_it_run();
+    EXPECT_FALSE(progress().filled);
+    expect_base(kDisk - kBlock, 512);
+    let_it_run();
+    expect_complete();
+    close();
+    open();
+    expect_base(0, kDisk);
+    EXPECT_EQ(host.count("read base"), 0u);
+    close();
+}
+
+TEST_F(CopyOnReadTest, TheGuestMayWriteTheLastBlock) {
+    begin();
+    expect_base(kBlock, kDisk - kBlock);
+    let_it_run();
+    EXPECT_FALSE(progress().filled);
+    EXPECT_TRUE(write(0, kBlock, 3).ok());
+    let_it_run();
+    expect_complete();
+    EXPECT_EQ(host.prefetch_at, 0u);
+    expect_fill(0, kBlock, 3);
+}
+
+TEST_F(CopyOnReadTest, WithoutItACompleteImageKeepsItsBase) {
+    create_image_of(0);
+    open();
+    EXPECT_TRUE(write(0, kDisk, 3).ok());
+    let_it_run();
+    EXPECT_TRUE(image->flush().ok());
+    EXPECT_FALSE(header_on_disk().base_fully_prefetched);
+    /* until somebody asks for it */
+    fvd_fill options = empty_fill();
+    options.copy_on_read = FVD_ON;
+    ASSERT_TRUE(image->set_fill(options).ok());
+    let_it_run();
+    expect_complete();
+}
+
+TEST_F(CopyOnReadTest, TheHeaderIsTriedAgain) {
+    begin();
+    expect_base(0, kDisk);
+    host.fail_call = "write image 0+4096";
+    host.fail_times = -1;
+    let_it_run(30);
+    EXPECT_FALSE(progress().filled);
+    EXPECT_LE(host.count("write image 0+4096"), 62u); /* and not in a circle */
+    host.fail_times = 0;
+    let_it_run();
+    expect_complete();
+}
+
 /* ------------------------------------------------------------------------------- prefetch */
 
 class PrefetchTest : public FillTest {
@@ -446,23 +519,9 @@ class PrefetchTest : public FillTest {
         options.prefetch = wanted;
         ASSERT_TRUE(image->set_fill(options).ok());
     }
-    /** Tasks and the timer of prefetch run until it has nothing more to do, or the time is over. */
-    void let_it_run(uint64_t seconds = 1000) {
-        const uint64_t end = host.clock + seconds * 1'000'000'000;
-        host.run_tasks();
-        while (host.prefetch_at != 0 && host.prefetch_at <= end) {
-            host.clock = std::max(host.clock, std::exchange(host.prefetch_at, 0));
-            image->timer_expired(FVD_TIMER_PREFETCH);
-            host.run_tasks();
-        }
-    }
     void expect_filled() {
-        EXPECT_TRUE(progress().filled);
+        expect_complete();
         EXPECT_EQ(progress().hold, FVD_HOLD_FINISHED);
-        EXPECT_EQ(progress().blocks, progress().blocks_here);
-        EXPECT_EQ(host.announced[FVD_EVENT_FILLED], 1);
-        EXPECT_TRUE(header_on_disk().base_fully_prefetched);
-        EXPECT_FALSE(image->needs_base());
     }
 };
 
