@@ -285,7 +285,9 @@ int64_t SimHost::length(File file) {
     if (const int error = fault_for(CallKind::length, file); error != 0) {
         return -error;
     }
-    return static_cast<int64_t>(file == FVD_FILE_BASE ? base_.size() : disk_of(file).length());
+    const uint64_t length = file == FVD_FILE_BASE ? base_.size() : disk_of(file).length();
+    told_length_ = file == FVD_FILE_DATA ? length : told_length_;
+    return static_cast<int64_t>(length);
 }
 
 Status SimHost::resize(File file, uint64_t length, Preallocation) {
@@ -296,8 +298,9 @@ Status SimHost::resize(File file, uint64_t length, Preallocation) {
     if (const int error = fault_for(CallKind::resize, file); error != 0) {
         return -error;
     }
-    if (is_device && file == FVD_FILE_DATA && length > disk_of(file).length()) {
-        was_full = true;
+    /* As QEMU, which knows of a longer device only after a failure. */
+    if (is_device && file == FVD_FILE_DATA && length > told_length_) {
+        was_full = was_full || length > disk_of(file).length();
         return -ENOTSUP;
     }
     disk_of(file).set_length(length);

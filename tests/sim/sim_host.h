@@ -151,6 +151,7 @@ class SimHost final : public Host {
     SimDisk& image_;
     SimDisk& data_;
     std::vector<std::byte>& base_;
+    uint64_t told_length_ = UINT64_MAX; /* of the data file */
     bool separate_data_;
     Rng rng_;
     std::vector<PendingIo*> pending_;
