@@ -2,6 +2,7 @@
 #include "fvd/engine/fetch_list.h"
 
 #include <new>
+#include <utility>
 
 #include "fvd/base/arith.h"
 #include "fvd/base/plant.h"
@@ -12,6 +13,39 @@ FetchList::~FetchList() {
     while (first_ != nullptr) {
         remove(*first_);
     }
+    forget_spares();
+}
+
+void FetchList::forget_spares() {
+    while (spares_ != nullptr) {
+        host_.release(std::exchange(spares_, spares_->next));
+    }
+    spare_ = 0;
+}
+
+/* A spare piece that is not much too large; what is never taken makes room for what is. */
+std::byte* FetchList::take(uint64_t size, uint64_t* got) {
+    for (Spare** link = &spares_; *link != nullptr; link = &(*link)->next) {
+        Spare* const spare = *link;
+        if (spare->size >= size && spare->size / 4 <= size) {
+            *link = spare->next;
+            *got = spare->size;
+            spare_ -= spare->size;
+            return reinterpret_cast<std::byte*>(spare);
+        }
+    }
+    forget_spares();
+    *got = size;
+    return static_cast<std::byte*>(host_.allocate(size));
+}
+
+void FetchList::give_back(void* memory, uint64_t size) {
+    if (size > kMostSpare - spare_ || FVD_PLANT(free_while_copied)) {
+        host_.release(memory);
+        return;
+    }
+    spares_ = new (memory) Spare{spares_, size};
+    spare_ += size;
 }
 
 Fetch* FetchList::first_behind(uint64_t block) const {
@@ -41,11 +75,13 @@ void FetchList::link(Fetch& fetch) {
 Fetch* FetchList::add(const Fetch& what) {
     const bool has_data = what.who != FetchFor::zeros;
     const uint64_t room = has_data ? round_up(what.bytes.count(), alignof(Fetch)) : 0;
-    auto* const memory = static_cast<std::byte*>(host_.allocate(room + sizeof(Fetch)));
+    uint64_t size = 0;
+    std::byte* const memory = take(room + sizeof(Fetch), &size);
     if (memory == nullptr) {
         return nullptr;
     }
     Fetch* const fetch = new (memory + room) Fetch(what);
+    fetch->memory = size;
     fetch->data = has_data ? memory : nullptr;
     link(*fetch);
     count_.fetch_add(1, std::memory_order_release);
@@ -68,7 +104,7 @@ void FetchList::let_go(Fetch& fetch) {
     }
     memory_ -= held_by(fetch);
     guest_memory_ -= fetch.who == FetchFor::guest ? held_by(fetch) : 0;
-    host_.release(fetch.data != nullptr ? static_cast<void*>(fetch.data) : &fetch);
+    give_back(fetch.data != nullptr ? static_cast<void*>(fetch.data) : &fetch, fetch.memory);
 }
 
 }  // namespace fvd

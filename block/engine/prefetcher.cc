@@ -378,6 +378,9 @@ void Prefetcher::finished(bool ok) {
     const PaceTime now = host_.now();
     finishing_ = false;
     finished_ = ok;
+    if (ok) {
+        fetches_.forget_spares();
+    }
     if (ok && pace_) {
         pace_->finish(now);
         decision_ = pace_->decide(now);

@@ -39,6 +39,7 @@ struct Fetch {
     PaceTicket ticket{}; /* of prefetch */
     PaceTime store_at = 0;
     WaitQueue readers{}; /* for the end of reading */
+    uint64_t memory = 0; /* bytes of data and this, in one piece */
     Fetch* previous = nullptr;
     Fetch* next = nullptr;
 };
@@ -62,12 +63,24 @@ class FetchList {
     void remove(Fetch& fetch);
     void use(Fetch& fetch) { fetch.users++; }
     void let_go(Fetch& fetch);
+    /** Give back what is kept for the next. */
+    void forget_spares();
 
     /** Bytes held for the guest's reads, and in all. */
     uint64_t guest_memory() const { return guest_memory_; }
     uint64_t memory() const { return memory_; }
 
   private:
+    /* Fresh memory costs a fault for each page, which is more than reading it from a base nearby.
+     */
+    static constexpr uint64_t kMostSpare = 4 * 1024 * 1024;
+    struct Spare {
+        Spare* next;
+        uint64_t size;
+    };
+
+    std::byte* take(uint64_t size, uint64_t* got);
+    void give_back(void* memory, uint64_t size);
     void link(Fetch& fetch);
     uint64_t held_by(const Fetch& fetch) const {
         return fetch.data != nullptr ? fetch.bytes.count() : 0;
@@ -79,6 +92,8 @@ class FetchList {
     std::atomic<uint64_t> count_{0};
     uint64_t guest_memory_ = 0;
     uint64_t memory_ = 0;
+    Spare* spares_ = nullptr; /* the last one that was in use first */
+    uint64_t spare_ = 0;      /* bytes of them */
 };
 
 }  // namespace fvd
