@@ -10,10 +10,12 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import unittest
 import zlib
 
+import nbd
 from qmp import Daemon, MachineWithoutSystem, QmpError, file_node, image_node
 from support import (BIN, FORMAT, KIB, MIB, SANITIZED, ImageTest, digest_of, limit, only_fvd, program, read_file,
                      seed, truncate, write_file)
@@ -471,6 +473,36 @@ class Faults(FillTest):
             self.end(daemon, client)
             self.check("disk.img")
         self.assert_reads("disk.img", self.content)
+
+
+class ManyReadsOfTheBase(FillTest):
+    def test_an_answer_does_not_wait_for_those_to_later_reads(self):
+        """QEMU's own NBD client makes it wait; qemu/hooks.toml has a hook for that."""
+        delay, reads = 0.2, 12
+        server = NbdKit(self, "base.raw", f"rdelay={int(delay * 1000)}ms", filters=["delay"])
+        daemon = Daemon(self)
+        daemon.command("blockdev-add", driver="raw", node_name="base0", read_only=True, file={
+            "driver": "nbd", "server": {"type": "unix", "path": server.socket}})
+        client = daemon.export("base0", writable=False)
+        begun, took = {}, {}
+
+        def reap():
+            while len(took) < reads:
+                handle = client.reap().handle
+                took[handle] = time.monotonic() - begun[handle]
+
+        reader = threading.Thread(target=reap)
+        for number in range(reads):
+            begun[client.next_handle] = time.monotonic()
+            client.submit(nbd.READ, number * MIB, 4096)
+            if number == 0:
+                reader.start()
+            time.sleep(delay / 8)
+        reader.join(PATIENCE)
+        self.assertEqual(len(took), reads)
+        # One that waits for the others takes twice the delay.
+        self.assertLess(max(took.values()), 1.6 * delay, took)
+        self.end(daemon, client, server)
 
 
 # ---------------------------------------------------------------- neighbours in the graph
