@@ -16,6 +16,10 @@ constexpr double kKiB = 1024;
  * to scheduling. */
 constexpr double kQueueShare = 0.2;
 constexpr double kQueueNs = 1.0 * kMs;
+/* From here on (1 Gbit/s) more of it is no queue: so much for each time that rate. */
+constexpr double kFastRate = 0.125;
+constexpr double kFastQueueNs = 3 * kMs;
+constexpr double kMostFastQueueNs = 8 * kMs;
 /* After a queue the window is what the pipe holds, and a little for requests that do not fit. */
 constexpr double kDrain = 1.15;
 constexpr double kLeastCut = 0.5;
@@ -28,7 +32,9 @@ constexpr double kFirstLatency = 200 * kMs;
 constexpr double kStartGrowth = 3;
 /* From here on a base is far, and it begins with 23 MB/s, spread over the round trip, and doubles.
  */
-constexpr double kFarLatency = 25 * kMs;
+constexpr double kFarLatency = 5 * kMs;
+constexpr double kSpreadLatency = 1 * kMs;
+constexpr double kSpread = 0.9;
 constexpr double kFarFirstRate = 0.023;
 constexpr double kFarStartGrowth = 1;
 /* A start that brings less than this is over after three rounds. */
@@ -49,14 +55,15 @@ constexpr double kRequestsInWindow = 8;
 constexpr double kLeastRequest = 16 * kKiB;
 
 /* A round is judged by the best of so many scouts, so that jitter does not look like a queue. */
-constexpr uint32_t kScoutsInRound = 3;
+constexpr uint32_t kScoutsInRound = 5;
 constexpr uint64_t kScoutEvery = 3;
 constexpr uint64_t kDearScoutEvery = 32;
 constexpr double kLongRound = 1.5; /* latencies */
 constexpr PaceTime kLeastRound = 4 * kPaceMs;
-/* One after the other, so that they do not wait for each other. */
+/* At a distance, so that they do not wait for each other. */
 constexpr uint32_t kAskScouts = 4;
-constexpr uint32_t kFarAskScouts = 3;
+constexpr double kAskDistance = 1.0 / 8; /* of the latency */
+constexpr PaceTime kLeastAskDistance = kPaceMs;
 constexpr PaceTime kAskSpan = 10 * kPaceSecond;
 constexpr PaceTime kLongestAskSpan = 20 * kPaceSecond;
 constexpr double kAskLatencies = 100;
@@ -275,7 +282,14 @@ bool PrefetchPace::ask_latency(PaceTime now, PaceDecision* decision) {
         return false;
     }
     stop_measuring(); /* it is we who are slow */
-    *decision = in_flight_ == 0 ? limited(now, granule_) : hold(PaceReason::pipe_full, kPaceNever);
+    const bool first = ask_.issued == 0 || (!latency_.known() && ask_.answers == 0);
+    if (first ? in_flight_ != 0 : ask_.issued >= kAskScouts) {
+        *decision = hold(PaceReason::pipe_full, kPaceNever);
+    } else if (in_flight_ != 0 && now < ask_.next) {
+        *decision = hold(PaceReason::pipe_full, ask_.next);
+    } else {
+        *decision = limited(now, granule_);
+    }
     return true;
 }
 
@@ -283,13 +297,12 @@ void PrefetchPace::note_answer(PaceTime now, double took) {
     ask_.least = ask_.answers == 0 ? took : std::min(ask_.least, took);
     ask_.sum += took;
     ask_.answers++;
-    const uint32_t wanted = ask_.least > kFarLatency ? kFarAskScouts : kAskScouts;
-    if (ask_.answers < wanted) {
+    if (ask_.answers < kAskScouts) {
         return;
     }
     const bool first = !latency_.known();
     (void)latency_.note(now, ask_.least, true);
-    latency_.note_spread(ask_.least, ask_.sum / wanted, wanted);
+    latency_.note_spread(ask_.least, ask_.sum / kAskScouts, kAskScouts);
     ask_.ended = now;
     drop_question();
     if (first) {
@@ -321,7 +334,7 @@ PaceDecision PrefetchPace::fill(PaceTime now) {
         round_.window_was_limit = true;
         return hold(PaceReason::pipe_full, kPaceNever);
     }
-    if (starting_ && far() && in_flight_ != 0 && now < spread_until_) {
+    if (latency() > kSpreadLatency && in_flight_ != 0 && now < spread_until_) {
         round_.window_was_limit = true;
         return hold(PaceReason::pipe_full, spread_until_);
     }
@@ -392,6 +405,11 @@ PaceTicket PrefetchPace::issued(PaceTime at, uint64_t bytes) {
                             queued, window_,
                             scout,  ask_.open && scout ? ask_.number : 0,
                             phase_, train_.open ? train_.number : 0};
+    if (ticket.ask != 0) {
+        const double round_trip = latency_.known() ? latency() : ask_.least;
+        ask_.issued++;
+        ask_.next = pace_after(now, std::max(whole(round_trip * kAskDistance), kLeastAskDistance));
+    }
     train_.issued += train_.open ? 1 : 0;
     train_.open = train_.open && train_.issued < kTrain;
     since_scout_ = scout ? 0 : since_scout_ + 1;
@@ -401,7 +419,8 @@ PaceTicket PrefetchPace::issued(PaceTime at, uint64_t bytes) {
     in_flight_ += bytes;
     read_limit_.take(now, size);
     load(now, size, shared_rate());
-    spread_until_ = pace_after(std::max(spread_until_, now), whole(latency() * size / window_));
+    const double spread = latency() * size / window_ * (starting_ ? 1 : kSpread);
+    spread_until_ = pace_after(std::max(spread_until_, now), whole(spread));
     return ticket;
 }
 
@@ -828,8 +847,11 @@ void PrefetchPace::enter(bool guest_active, PaceTime now) {
     begin_round(now);
 }
 
+/* Where much is carried, machines take turns that look like a queue; and it is soon over. */
 double PrefetchPace::queue_limit() const {
-    return kQueueShare * latency() + kQueueNs + latency_.spread();
+    const double fast = (base_rate() - kFastRate) / kFastRate * kFastQueueNs;
+    return kQueueShare * latency() + kQueueNs + latency_.spread() +
+           std::clamp(fast, 0.0, kMostFastQueueNs);
 }
 
 double PrefetchPace::first_window() const {

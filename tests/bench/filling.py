@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How fast an image fills itself from a base that is far away, and what the guest notices of it. The
-base is behind nbdkit, whose filter makes distance, or behind link.py, where bandwidth matters, too."""
+base is behind nbdkit, whose filter makes distance, and where bandwidth matters behind a link of the
+kernel's, too."""
 
 import contextlib
 import os
 import random
+import socket
 import statistics
 import subprocess
 import sys
@@ -27,7 +29,7 @@ READ = 16 * KIB
 PIECE = 128 * KIB
 LINK = 200_000_000  # bits a second
 FAST_LINK = 1_000_000_000
-LINK_PROGRAM = REPOSITORY / "tests/bench/link.py"
+HERE, THERE, PORT = "198.51.100.1", "198.51.100.2", 10809  # the ends of the link; nobody else's addresses
 
 
 def tables(plan):
@@ -48,21 +50,48 @@ def process(*words):
 
 
 @contextlib.contextmanager
+def link(bits):
+    """A pair of interfaces, the far one in a name space of its own, which sends @bits a second. Yields what a
+    command there begins with."""
+    name = f"fvd{os.getpid()}"
+    for command in (f"ip netns add {name}", f"ip link add {name}a type veth peer name {name}b netns {name}",
+                    f"ip address add {HERE}/30 dev {name}a", f"ip -n {name} address add {THERE}/30 dev {name}b",
+                    f"ip link set {name}a up", f"ip -n {name} link set {name}b up",
+                    f"tc -n {name} qdisc add dev {name}b root tbf rate {bits}bit burst 64kb limit 64mb"):
+        loads.run(command.split())
+    try:
+        yield ["ip", "netns", "exec", name]
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=False)
+        subprocess.run(["ip", "link", "delete", f"{name}a"], check=False, stderr=subprocess.DEVNULL)
+
+
+def listens():
+    try:
+        socket.create_connection((THERE, PORT), 1).close()
+        return True
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
 def server(source, milliseconds, bits=0):
-    """nbdkit with what its words say: late answers, or with @bits at the end of a link."""
+    """nbdkit with what its words say: late answers, and with @bits at the end of a link. Yields a URI."""
+    words = ["nbdkit", "-f", "-r", "-t", "64"]
+    what = [*(["--filter=delay"] if milliseconds else []), *source,
+            *([f"rdelay={milliseconds}ms"] if milliseconds else [])]
     with contextlib.ExitStack() as stack:
-        place = stack.enter_context(tempfile.TemporaryDirectory(prefix="fvd-bench-"))
-        near, far = f"{place}/base", f"{place}/far"
-        delay = milliseconds and not bits
-        started = stack.enter_context(process(
-            "nbdkit", "-f", "-r", "-t", "64", "-U", far if bits else near, *(["--filter=delay"] if delay else []),
-            *source, *([f"rdelay={milliseconds}ms"] if delay else [])))
         if bits:
-            loads.wait_for(lambda: os.path.exists(far), started)
-            started = stack.enter_context(process(sys.executable, str(LINK_PROGRAM), near, far, str(milliseconds),
-                                                  str(bits)))
-        loads.wait_for(lambda: os.path.exists(near), started)
-        yield f"nbd+unix:///?socket={near}"
+            where = stack.enter_context(link(bits))
+            started = stack.enter_context(process(*where, *words, "-i", THERE, "-p", str(PORT), *what))
+            loads.wait_for(listens, started)
+            yield f"nbd://{THERE}:{PORT}"
+        else:
+            place = stack.enter_context(tempfile.TemporaryDirectory(prefix="fvd-bench-"))
+            path = f"{place}/base"
+            started = stack.enter_context(process(*words, "-U", path, *what))
+            loads.wait_for(lambda: os.path.exists(path), started)
+            yield f"nbd+unix:///?socket={path}"
 
 
 def in_file(image):
@@ -119,13 +148,18 @@ def convert(uri):
 
 
 def prefetch(uri):
+    """As convert, it is done when all is here; that it is durable, and the header says so, comes after."""
     image = SCRATCH / "image"
     loads.run([program("qemu-img"), "create", "-q", "-f", "fvd", "-b", uri, "-F", "raw", str(image)])
     daemon = Daemon("fvd", file=in_file(image), prefetch="on")
-    took = daemon.wait(lambda: daemon.stats()["complete"])
+    took = daemon.wait(lambda: all_here(daemon.stats()))
     daemon.close()
     image.unlink()
     return took
+
+
+def all_here(stats):
+    return stats["blocks-here"] == stats["blocks"]
 
 
 def stream(uri):
@@ -179,8 +213,8 @@ def read_through(daemon, depth):
     return took
 
 
-def base_node(uri):
-    return {"driver": "nbd", "server": {"type": "unix", "path": uri.partition("socket=")[2]}, "read-only": True}
+def base_node():
+    return {"driver": "nbd", "server": {"type": "inet", "host": THERE, "port": str(PORT)}, "read-only": True}
 
 
 def copy_while_reading(uri):
@@ -201,7 +235,7 @@ def whole_read(plan):
             ratios, rates = [], []
             with server(["pattern", str(volume)], milliseconds, FAST_LINK) as uri:
                 for _ in range(plan.turns(1, 5)):
-                    direct = read_through(Daemon("raw", file=base_node(uri)), depth)
+                    direct = read_through(Daemon("raw", file=base_node()), depth)
                     ratios.append(read_through(copy_while_reading(uri), depth) / direct)
                     rates.append(volume / MIB / direct)
             print(".", end="", file=sys.stderr, flush=True)

@@ -143,6 +143,8 @@ class PrefetchPace {
     struct Ask {
         bool open = true; /* it is the first that we want to know */
         uint64_t number = 1;
+        uint32_t issued = 0;
+        PaceTime next = 0; /* not before this time */
         uint32_t answers = 0;
         double least = 0;
         double sum = 0;
@@ -241,7 +243,7 @@ class PrefetchPace {
     /* While the guest is idle. */
     double window_ = 0;
     bool starting_ = true;
-    PaceTime spread_until_ = 0; /* at the start, so that what comes back is no burst */
+    PaceTime spread_until_ = 0; /* so that what comes back is no burst */
     uint32_t clear_rounds_ = 0;
     uint32_t flat_rounds_ = 0;
     uint32_t resume_after_ = 0; /* clear rounds after which the start goes on; 0: never again */
