@@ -34,7 +34,9 @@ std::byte* FetchList::take(uint64_t size, uint64_t* got) {
             return reinterpret_cast<std::byte*>(spare);
         }
     }
-    forget_spares();
+    if (spare_ > kMostSpare / 2) {
+        forget_spares();
+    }
     *got = size;
     return static_cast<std::byte*>(host_.allocate(size));
 }
