@@ -143,6 +143,9 @@ Status Committer::write_pages(const Map& map, uint64_t home, uint64_t begin, uin
         return -ENOMEM;
     }
     map.store(begin, buffer.bytes());
+    if (stopped()) {
+        return -EIO;
+    }
     host_.announce(FVD_EVENT_HOME_WRITE);
     return write_bytes(host_, FVD_FILE_IMAGE, home + begin * kPageSize, buffer.bytes());
 }

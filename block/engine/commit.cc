@@ -112,6 +112,11 @@ Status Committer::flush_file(File file, Event event, const char* what) {
     return failed() && !ignored ? status.or_else(-EIO) : status;
 }
 
+/* A flush of the guest, which waits for no leader, may fail between any two writes of metadata. */
+bool Committer::stopped() const {
+    return failed() && !FVD_PLANT(write_when_failed);
+}
+
 /* ------------------------------------------------------------------------------- who leads */
 
 Status Committer::flush() {
@@ -211,7 +216,7 @@ Status Committer::commit_all() {
     bool all = false;
     uint64_t page = 0; /* of the bitmap: what comes behind it meanwhile is for the next commit */
     while (!all) {
-        if (failed() && !FVD_PLANT(write_when_failed)) {
+        if (stopped()) {
             return -EIO;
         }
         all = collect(&page);
@@ -293,6 +298,9 @@ Status Committer::write_group() {
 Status Committer::write_units(uint64_t sequence, size_t first, size_t count) {
     const uint64_t unit = header_.journal_unit;
     const uint64_t place = (sequence + FVD_PLANT(wrong_place)) % header_.journal_units();
+    if (stopped()) {
+        return -EIO;
+    }
     host_.announce(FVD_EVENT_JOURNAL_WRITE);
     return write_bytes(host_, FVD_FILE_IMAGE, header_.journal_offset + place * unit,
                        group_.units(first, count));

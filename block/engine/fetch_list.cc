@@ -23,7 +23,14 @@ void FetchList::forget_spares() {
     spare_ = 0;
 }
 
-/* A spare piece that is not much too large; what is never taken makes room for what is. */
+void FetchList::keep_memory(bool keep) {
+    keep_ = keep;
+    if (!keep) {
+        forget_spares();
+    }
+}
+
+/* A spare piece that is not much too large. */
 std::byte* FetchList::take(uint64_t size, uint64_t* got) {
     for (Spare** link = &spares_; *link != nullptr; link = &(*link)->next) {
         Spare* const spare = *link;
@@ -34,17 +41,22 @@ std::byte* FetchList::take(uint64_t size, uint64_t* got) {
             return reinterpret_cast<std::byte*>(spare);
         }
     }
-    if (spare_ > kMostSpare / 2) {
-        forget_spares();
-    }
     *got = size;
-    return static_cast<std::byte*>(host_.allocate(size));
+    void* memory = host_.allocate(size);
+    if (memory == nullptr && spares_ != nullptr) {
+        forget_spares();
+        memory = host_.allocate(size);
+    }
+    return static_cast<std::byte*>(memory);
 }
 
 void FetchList::give_back(void* memory, uint64_t size) {
-    if (size > kMostSpare - spare_ || FVD_PLANT(free_while_copied)) {
+    if (!keep_ || size > kMostSpare || FVD_PLANT(free_while_copied)) {
         host_.release(memory);
         return;
+    }
+    if (size > kMostSpare - spare_) {
+        forget_spares(); /* sizes change, and the last ones are those that will be asked for */
     }
     spares_ = new (memory) Spare{spares_, size};
     spare_ += size;

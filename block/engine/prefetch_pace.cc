@@ -420,7 +420,8 @@ PaceTicket PrefetchPace::issued(PaceTime at, uint64_t bytes) {
     read_limit_.take(now, size);
     load(now, size, shared_rate());
     const double spread = latency() * size / window_ * (starting_ ? 1 : kSpread);
-    spread_until_ = pace_after(std::max(spread_until_, now), whole(spread));
+    const PaceTime next = pace_after(std::max(spread_until_, now), whole(spread));
+    spread_until_ = std::min(next, pace_after(now, whole(latency())));
     return ticket;
 }
 
@@ -833,6 +834,7 @@ void PrefetchPace::enter(bool guest_active, PaceTime now) {
     train_.open = false;
     train_.next = guessing_ ? now : std::max(train_.next, pace_after(now, kTrainSpan));
     guest_active_ = guest_active;
+    spread_until_ = now;
     phase_++;
     gap_ = false;
     if (guest_active) {

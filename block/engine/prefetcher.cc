@@ -57,6 +57,7 @@ void Prefetcher::set_parameters(const PaceParameters& parameters, bool copy_on_r
     if (!alive_) {
         return;
     }
+    fetches_.keep_memory(!finished_ && (copy_on_read || parameters.start_delay >= 0));
     const PaceTime now = host_.now();
     if (pace_) {
         pace_->set_parameters(parameters, now);
@@ -66,6 +67,10 @@ void Prefetcher::set_parameters(const PaceParameters& parameters, bool copy_on_r
         const uint64_t granule = round_up(std::max(kGranule, block_size_), block_size_);
         pace_.emplace(parameters, granule, seed, now);
         set_paused(paused_);
+        if (finished_) {
+            pace_->finish(now);
+            decision_ = pace_->decide(now);
+        }
     }
     wanted_.store(parameters.start_delay >= 0, std::memory_order_release);
     wake();
@@ -379,7 +384,7 @@ void Prefetcher::finished(bool ok) {
     finishing_ = false;
     finished_ = ok;
     if (ok) {
-        fetches_.forget_spares();
+        fetches_.keep_memory(false);
     }
     if (ok && pace_) {
         pace_->finish(now);

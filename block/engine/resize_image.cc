@@ -122,7 +122,7 @@ Status Image::lengthen_data(uint64_t old_size, uint64_t size, Preallocation mode
         const Status status = there < end ? host_.resize(FVD_FILE_DATA, end, storage) : Status();
         /* That a device is longer than it was, somebody may notice only by failing to lengthen it.
          */
-        if (status.ok() || host_.length(FVD_FILE_DATA) <= length) {
+        if (status.ok() || storage != FVD_PREALLOC_OFF || host_.length(FVD_FILE_DATA) <= length) {
             return status;
         }
     }

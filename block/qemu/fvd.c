@@ -643,14 +643,16 @@ fvd_co_invalidate_cache(BlockDriverState *bs, Error **errp)
         .life = fvd_life_for_flags(bs->open_flags),
         .errp = errp,
     };
+    struct fvd_progress progress;
 
     fvd_do_restart(bs, &restart);
     if (s->handed_over) {
         s->handed_over = false;
         fvd_quiesce(s->image, false);
     }
-    if (s->life == FVD_WRITABLE) {
-        fvd_let_base_go(s); /* others may have brought the last block */
+    fvd_get_progress(s->image, &progress);
+    if (s->life == FVD_WRITABLE && progress.filled) {
+        fvd_let_base_go(s); /* others have brought the last block */
     }
 }
 

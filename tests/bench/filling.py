@@ -54,15 +54,15 @@ def link(bits):
     """A pair of interfaces, the far one in a name space of its own, which sends @bits a second. Yields what a
     command there begins with."""
     name = f"fvd{os.getpid()}"
-    for command in (f"ip netns add {name}", f"ip link add {name}a type veth peer name {name}b netns {name}",
-                    f"ip address add {HERE}/30 dev {name}a", f"ip -n {name} address add {THERE}/30 dev {name}b",
-                    f"ip link set {name}a up", f"ip -n {name} link set {name}b up",
-                    f"tc -n {name} qdisc add dev {name}b root tbf rate {bits}bit burst 64kb limit 64mb"):
-        loads.run(command.split())
     try:
+        for command in (f"ip netns add {name}", f"ip link add {name}a type veth peer name {name}b netns {name}",
+                        f"ip address add {HERE}/30 dev {name}a", f"ip -n {name} address add {THERE}/30 dev {name}b",
+                        f"ip link set {name}a up", f"ip -n {name} link set {name}b up",
+                        f"tc -n {name} qdisc add dev {name}b root tbf rate {bits}bit burst 64kb limit 64mb"):
+            loads.run(command.split())
         yield ["ip", "netns", "exec", name]
     finally:
-        subprocess.run(["ip", "netns", "delete", name], check=False)
+        subprocess.run(["ip", "netns", "delete", name], check=False, stderr=subprocess.DEVNULL)
         subprocess.run(["ip", "link", "delete", f"{name}a"], check=False, stderr=subprocess.DEVNULL)
 
 

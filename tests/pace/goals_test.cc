@@ -92,6 +92,14 @@ TEST(GivesWay, FullSpeedWithinASecondAfterTheGuestGoesIdle) {
     }
 }
 
+TEST(GivesWay, SoonFastAgainAfterALongTimeBesideTheGuest) {
+    for (const PaceTime round_trip : {2 * kMs, 10 * kMs, 50 * kMs}) {
+        SCOPED_TRACE(round_trip / kMs);
+        EXPECT_LE(recovery_time({.rate = 0.125, .round_trip = round_trip}, 0, 30 * kSecond),
+                  2 * kSecond);
+    }
+}
+
 TEST(KeepsLimits, InAnySpan) {
     for (const int64_t kib : {512, 5120, 51200}) {
         SCOPED_TRACE(kib);

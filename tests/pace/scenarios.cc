@@ -34,17 +34,18 @@ BesideGuest beside_guest(std::optional<Contender> contender, const LinkShape& sh
             machine.rate(kFrom, kUntil)};
 }
 
-PaceTime recovery_time(const LinkShape& shape) {
+PaceTime recovery_time(const LinkShape& shape, PaceTime from, PaceTime until) {
     constexpr PaceTime kStep = 50 * kMs;
     Clock clock;
     Link link(clock, shape, 1);
     Machine machine(clock, link, {}, 1);
-    machine.add_guest({.from = 3 * kSecond, .until = 8 * kSecond}, 2);
-    clock.run_until(12 * kSecond);
+    machine.add_guest({.from = from, .until = until}, 2);
+    const PaceTime end = until + 10 * kSecond;
+    clock.run_until(end);
     const PaceTime idle = machine.guests[0]->last_read_ended();
-    for (PaceTime from = idle; from < 12 * kSecond; from += kStep) {
-        if (machine.rate(from, from + 4 * kStep) >= 0.9 * shape.rate * 1e9) {
-            return from - idle;
+    for (PaceTime begin = idle; begin < end; begin += kStep) {
+        if (machine.rate(begin, begin + 4 * kStep) >= 0.9 * shape.rate * 1e9) {
+            return begin - idle;
         }
     }
     return kPaceNever;

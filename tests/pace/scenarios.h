@@ -28,7 +28,8 @@ BesideGuest beside_guest(std::optional<Contender> contender, const LinkShape& li
                          const GuestLoad& load, PaceTime starts = 0);
 
 /** From the guest's last read until prefetch has nine tenths of the link, in steps of 50 ms. */
-PaceTime recovery_time(const LinkShape& link);
+PaceTime recovery_time(const LinkShape& link, PaceTime from = 3 * kPaceSecond,
+                       PaceTime until = 8 * kPaceSecond);
 
 struct Sharing {
     double total = 0; /* of the link's rate */

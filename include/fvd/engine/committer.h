@@ -169,6 +169,7 @@ class Committer {
     void update_busy();
     void fail(const char* what);
     Status flush_file(File file, Event event, const char* what);
+    bool stopped() const;
 
     void enqueue(Waiter& me);
     void dequeue(Waiter& me);

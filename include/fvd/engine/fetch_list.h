@@ -63,8 +63,8 @@ class FetchList {
     void remove(Fetch& fetch);
     void use(Fetch& fetch) { fetch.users++; }
     void let_go(Fetch& fetch);
-    /** Give back what is kept for the next. */
-    void forget_spares();
+    /** Is memory of those that are over to be kept for the next? */
+    void keep_memory(bool keep);
 
     /** Bytes held for the guest's reads, and in all. */
     uint64_t guest_memory() const { return guest_memory_; }
@@ -73,7 +73,7 @@ class FetchList {
   private:
     /* Fresh memory costs a fault for each page, which is more than reading it from a base nearby.
      */
-    static constexpr uint64_t kMostSpare = 4 * 1024 * 1024;
+    static constexpr uint64_t kMostSpare = 4 * 1024 * 1024 + 4096; /* two of the largest */
     struct Spare {
         Spare* next;
         uint64_t size;
@@ -81,6 +81,7 @@ class FetchList {
 
     std::byte* take(uint64_t size, uint64_t* got);
     void give_back(void* memory, uint64_t size);
+    void forget_spares();
     void link(Fetch& fetch);
     uint64_t held_by(const Fetch& fetch) const {
         return fetch.data != nullptr ? fetch.bytes.count() : 0;
@@ -92,6 +93,7 @@ class FetchList {
     std::atomic<uint64_t> count_{0};
     uint64_t guest_memory_ = 0;
     uint64_t memory_ = 0;
+    bool keep_ = false;
     Spare* spares_ = nullptr; /* the last one that was in use first */
     uint64_t spare_ = 0;      /* bytes of them */
 };
