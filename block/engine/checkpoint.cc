@@ -143,11 +143,7 @@ Status Committer::write_pages(const Map& map, uint64_t home, uint64_t begin, uin
         return -ENOMEM;
     }
     map.store(begin, buffer.bytes());
-    if (stopped()) {
-        return -EIO;
-    }
-    host_.announce(FVD_EVENT_HOME_WRITE);
-    return write_bytes(host_, FVD_FILE_IMAGE, home + begin * kPageSize, buffer.bytes());
+    return write_metadata(FVD_EVENT_HOME_WRITE, home + begin * kPageSize, buffer.bytes());
 }
 
 /* The epoch grows once more, so that the ring holds nothing current (I8). */
@@ -241,10 +237,10 @@ Status Committer::clear_home() {
     }
     std::memset(zeroes.data(), 0, zeroes.size());
     for (uint64_t at = 0; at < header_.bitmap_size; at += zeroes.size()) {
-        host_.announce(FVD_EVENT_HOME_WRITE);
         const MutableBytes piece =
             zeroes.bytes().first(std::min<uint64_t>(header_.bitmap_size - at, zeroes.size()));
-        const Status status = write_bytes(host_, FVD_FILE_IMAGE, header_.bitmap_offset + at, piece);
+        const Status status =
+            write_metadata(FVD_EVENT_HOME_WRITE, header_.bitmap_offset + at, piece);
         if (!status.ok()) {
             /* The host may say ENOMEM too, after it wrote. */
             return status.value() == -ENOMEM ? Status(-EIO) : status;

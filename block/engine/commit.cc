@@ -108,13 +108,21 @@ Status Committer::flush_file(File file, Event event, const char* what) {
     }
     /* A flush beside this one may have failed and taken the cache with it: success says nothing
      * then. */
-    const bool ignored = FVD_PLANT(flush_beside_failed) || FVD_PLANT(write_when_failed);
-    return failed() && !ignored ? status.or_else(-EIO) : status;
+    return stopped() && !FVD_PLANT(flush_beside_failed) ? status.or_else(-EIO) : status;
 }
 
-/* A flush of the guest, which waits for no leader, may fail between any two writes of metadata. */
 bool Committer::stopped() const {
     return failed() && !FVD_PLANT(write_when_failed);
+}
+
+/* Of journal and home. A flush of the guest, which waits for no leader, may fail between any two of
+ * them. */
+Status Committer::write_metadata(Event event, uint64_t offset, ConstBytes bytes) {
+    if (stopped()) {
+        return -EIO;
+    }
+    host_.announce(event);
+    return write_bytes(host_, FVD_FILE_IMAGE, offset, bytes);
 }
 
 /* ------------------------------------------------------------------------------- who leads */
@@ -298,12 +306,8 @@ Status Committer::write_group() {
 Status Committer::write_units(uint64_t sequence, size_t first, size_t count) {
     const uint64_t unit = header_.journal_unit;
     const uint64_t place = (sequence + FVD_PLANT(wrong_place)) % header_.journal_units();
-    if (stopped()) {
-        return -EIO;
-    }
-    host_.announce(FVD_EVENT_JOURNAL_WRITE);
-    return write_bytes(host_, FVD_FILE_IMAGE, header_.journal_offset + place * unit,
-                       group_.units(first, count));
+    return write_metadata(FVD_EVENT_JOURNAL_WRITE, header_.journal_offset + place * unit,
+                          group_.units(first, count));
 }
 
 void Committer::group_done() {

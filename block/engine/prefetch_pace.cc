@@ -30,11 +30,11 @@ constexpr double kFirstRate = 0.008;
 constexpr double kFirstLatency = 200 * kMs;
 /* Each byte that comes back at the start makes room for three more: four times as many a round. */
 constexpr double kStartGrowth = 3;
-/* From here on a base is far, and it begins with 23 MB/s, spread over the round trip, and doubles.
- */
-constexpr double kFarLatency = 5 * kMs;
+/* From here on requests are spread over the round trip, or over a little less of it. */
 constexpr double kSpreadLatency = 1 * kMs;
 constexpr double kSpread = 0.9;
+/* From here on a base is far, and it begins with 23 MB/s, and doubles. */
+constexpr double kFarLatency = 5 * kMs;
 constexpr double kFarFirstRate = 0.023;
 constexpr double kFarStartGrowth = 1;
 /* A start that brings less than this is over after three rounds. */
@@ -887,8 +887,7 @@ double PrefetchPace::pipe_content() const {
                                   : kSureContent * base_rate() * (latency() + latency_.spread());
 }
 
-/* Where a round trip is long, it pays to begin with more, in requests that are spread over it: what
- * comes back in one burst looks like a queue. */
+/* Where a round trip is long, it pays to begin with more. */
 bool PrefetchPace::far() const {
     return latency() > kFarLatency;
 }

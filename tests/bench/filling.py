@@ -138,6 +138,12 @@ class Daemon:
 
 # ------------------------------------------------------------------ speed
 
+def image_over(uri, form="fvd", options=()):
+    image = SCRATCH / "image"
+    loads.run([program("qemu-img"), "create", "-q", "-f", form, *options, "-b", uri, "-F", "raw", str(image)])
+    return image
+
+
 def convert(uri):
     target = SCRATCH / "converted"
     begun = time.monotonic()
@@ -149,8 +155,7 @@ def convert(uri):
 
 def prefetch(uri):
     """As convert, it is done when all is here; that it is durable, and the header says so, comes after."""
-    image = SCRATCH / "image"
-    loads.run([program("qemu-img"), "create", "-q", "-f", "fvd", "-b", uri, "-F", "raw", str(image)])
+    image = image_over(uri)
     daemon = Daemon("fvd", file=in_file(image), prefetch="on")
     took = daemon.wait(lambda: all_here(daemon.stats()))
     daemon.close()
@@ -163,8 +168,7 @@ def all_here(stats):
 
 
 def stream(uri):
-    image = SCRATCH / "image"
-    loads.run([program("qemu-img"), "create", "-q", "-f", "qcow2", "-b", uri, "-F", "raw", str(image)])
+    image = image_over(uri, "qcow2")
     daemon = Daemon("qcow2", file=in_file(image))
     daemon.command("block-stream", device="disk", **{"job-id": "s"})
     took = daemon.wait(lambda: not daemon.command("query-block-jobs"))
@@ -218,10 +222,7 @@ def base_node():
 
 
 def copy_while_reading(uri):
-    image = SCRATCH / "image"
-    loads.run([program("qemu-img"), "create", "-q", "-f", "fvd", "-o", "copy_on_read=on", "-b", uri, "-F", "raw",
-               str(image)])
-    return Daemon("fvd", file=in_file(image))
+    return Daemon("fvd", file=in_file(image_over(uri, options=["-o", "copy_on_read=on"])))
 
 
 def whole_read(plan):
@@ -272,9 +273,7 @@ def manners(plan):
                   f"One read of {READ // KIB} KiB at a time over a link of {LINK // 1_000_000} Mbit/s and 2 ms, "
                   f"{seconds} s each; prefetch begins 2 s before.", ["", "alone", "beside prefetch", "ratio"])
     with server(["file", str(base)], 2, LINK) as uri:
-        image = SCRATCH / "image"
-        loads.run([program("qemu-img"), "create", "-q", "-f", "fvd", "-b", uri, "-F", "raw", str(image)])
-        daemon = Daemon("fvd", file=in_file(image))
+        daemon = Daemon("fvd", file=in_file(image_over(uri)))
         client = daemon.export()
         guest_reads(client, places, 2)
         alone = guest_reads(client, places, seconds)

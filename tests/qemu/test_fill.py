@@ -112,13 +112,17 @@ class FillTest(ImageTest):
                 return node["driver-specific"]
         self.fail("no statistics of disk0")
 
+    def until(self, what, look, true):
+        """What look() gives as soon as that is true()."""
+        deadline = time.monotonic() + PATIENCE
+        while not true(seen := look()):
+            self.assertLess(time.monotonic(), deadline, f"{what}: {seen}")
+            time.sleep(0.02)
+        return seen
+
     def wait_for(self, daemon, what, true):
         """Until true(statistics)."""
-        deadline = time.monotonic() + PATIENCE
-        while not true(stats := self.stats(daemon)):
-            self.assertLess(time.monotonic(), deadline, f"{what}: {stats}")
-            time.sleep(0.02)
-        return stats
+        return self.until(what, lambda: self.stats(daemon), true)
 
     def wait_until_complete(self, daemon):
         return self.wait_for(daemon, "not complete", lambda stats: stats["complete"])
@@ -134,11 +138,8 @@ class FillTest(ImageTest):
     def nodes(self, daemon):
         return {node["drv"] for node in daemon.command("query-named-block-nodes", flat=True)}
 
-    def wait_for_nodes(self, machine, without):
-        deadline = time.monotonic() + PATIENCE
-        while without in self.nodes(machine):
-            self.assertLess(time.monotonic(), deadline, f"{without} is still there")
-            time.sleep(0.02)
+    def wait_for_nodes(self, daemon, without):
+        self.until(f"{without} is still there", lambda: self.nodes(daemon), lambda nodes: without not in nodes)
 
     def end(self, daemon, client, server=None):
         client.close()
@@ -574,17 +575,18 @@ class Behaves(FillTest):
         return MachineWithoutSystem(self, {
             "driver": FORMAT, "node-name": "disk0", "file": file_node("disk.img")}, *options, name=name)
 
-    def hand_over(self, source, name):
-        """Live migration; returns the machine that goes on."""
-        target = self.machine("-incoming", f"unix:{name}.migration", name=name)
+    def target(self, name):
+        """A machine that waits for another's guest."""
+        return self.machine("-incoming", f"unix:{name}.migration", name=name)
+
+    def hand_over(self, source, target, name):
+        """Live migration; afterwards the target goes on."""
         source.command("migrate", uri=f"unix:{name}.migration")
-        deadline = time.monotonic() + PATIENCE
-        while (state := source.command("query-migrate").get("status")) != "completed":
-            self.assertNotIn(state, ("failed", "cancelled"))
-            self.assertLess(time.monotonic(), deadline, f"migration: {state}")
-            time.sleep(0.02)
+        ends = ("completed", "failed", "cancelled")
+        state = self.until("migration", lambda: source.command("query-migrate").get("status"),
+                           lambda status: status in ends)
+        self.assertEqual(state, "completed")
         target.monitor.wait("RESUME")
-        return target
 
     def machines_in_turn(self, *options):
         """Each writes, and hands over while it fills; the last one ends it."""
@@ -599,7 +601,8 @@ class Behaves(FillTest):
             self.assertNotIn("rror", machine.io(f"write -P {turn} {at} 70000"))
             content[at:at + 70000] = bytes([turn]) * 70000
             here = self.wait_for(machine, "no progress", lambda stats: stats["blocks-here"] > here + 16)["blocks-here"]
-            following = self.hand_over(machine, f"machine{turn}")
+            following = self.target(f"machine{turn}")
+            self.hand_over(machine, following, f"machine{turn}")
             self.assertGreaterEqual(self.stats(following)["blocks-here"], here)
             machine.quit()
             machine = following
@@ -624,11 +627,10 @@ class Behaves(FillTest):
         server = NbdKit(self)
         self.image(server, "prefetch_start_delay=0")
         source = self.machine(name="source")
-        target = self.machine("-incoming", "unix:target.migration", name="target")
+        target = self.target("target")
         self.wait_until_complete(source)
         self.wait_for_nodes(source, without="nbd")
-        source.command("migrate", uri="unix:target.migration")
-        target.monitor.wait("RESUME")
+        self.hand_over(source, target, "target")
         self.assertTrue(self.stats(target)["complete"])
         self.wait_for_nodes(target, without="nbd")
         source.quit()

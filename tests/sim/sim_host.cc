@@ -286,7 +286,9 @@ int64_t SimHost::length(File file) {
         return -error;
     }
     const uint64_t length = file == FVD_FILE_BASE ? base_.size() : disk_of(file).length();
-    told_length_ = file == FVD_FILE_DATA ? length : told_length_;
+    if (file == FVD_FILE_DATA) {
+        told_length_ = length;
+    }
     return static_cast<int64_t>(length);
 }
 

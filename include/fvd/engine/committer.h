@@ -170,6 +170,7 @@ class Committer {
     void fail(const char* what);
     Status flush_file(File file, Event event, const char* what);
     bool stopped() const;
+    Status write_metadata(Event event, uint64_t offset, ConstBytes bytes);
 
     void enqueue(Waiter& me);
     void dequeue(Waiter& me);
