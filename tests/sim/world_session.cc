@@ -452,6 +452,8 @@ void World::resize(const Op& op) {
     guest_size_ = std::min(before, size);
     reference_.resize_begins(size);
     const Error error = image_->resize(size, static_cast<Preallocation>(op.a));
+    /* Still resizing: this question may wait for the mutex, too. */
+    const bool certain = error.ok() || (powered_ && !OrderOracle::condition_failed(*image_));
     if (!powered_) {
         return; /* whoever opens the image finds one of the two */
     }
@@ -462,7 +464,7 @@ void World::resize(const Op& op) {
         fail("P7", "a resize to " + std::to_string(size) + " ends with " +
                        std::to_string(guest_size_) + " bytes");
     }
-    reference_.resize_ends(guest_size_, error.ok() || !OrderOracle::condition_failed(*image_));
+    reference_.resize_ends(guest_size_, certain);
     judge_status(op, error.code);
     look_soon();
 }
