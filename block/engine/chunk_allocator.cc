@@ -179,33 +179,40 @@ Error ChunkAllocator::learn(const Header& header, const ChunkTable& table) {
 /* ------------------------------------------------------------------------------------ take */
 
 /* The hint, unless storage would have to grow for it and need not for another. */
-bool ChunkAllocator::find_free(SlotIndex hint, SlotIndex* slot) {
+uint64_t ChunkAllocator::find_free(SlotIndex hint) {
     first_free_ = used_.first(first_free_, limit_, false);
-    slot->value = first_free_;
     const bool may_grow = hint.value < storage_slots_ || first_free_ >= storage_slots_;
-    if (hint.value < limit_ && !used_.has(hint) && may_grow) {
-        *slot = hint;
-    }
-    return slot->value < limit_;
+    return hint.value < limit_ && !used_.has(hint) && may_grow ? hint.value : first_free_;
 }
 
-bool ChunkAllocator::take(SlotIndex hint, SlotIndex* slot) {
+SlotRange ChunkAllocator::take(SlotIndex hint, uint64_t most) {
     advance();
-    if (!find_free(hint, slot)) {
-        return false;
+    const uint64_t begin = find_free(hint);
+    const bool may_grow = begin == first_free_ || begin >= storage_slots_;
+    const uint64_t limit = may_grow ? limit_ : std::min(storage_slots_, limit_);
+    if (begin >= limit) {
+        return {};
     }
-    used_.add(*slot);
-    stale_.remove(*slot);
-    return true;
+    const uint64_t end = used_.first(begin, begin + std::min(most, limit - begin), true);
+    used_.add_others(begin, end);
+    stale_.remove(begin, end);
+    return {SlotIndex(begin), SlotIndex(end)};
 }
 
-void ChunkAllocator::put_back(SlotIndex slot) {
-    used_.remove(slot);
-    first_free_ = std::min(first_free_, slot.value);
+void ChunkAllocator::put_back(SlotRange slots) {
+    used_.remove(slots.begin.value, slots.end.value);
+    first_free_ = std::min(first_free_, slots.begin.value);
 }
 
-void ChunkAllocator::is_zero_now(SlotIndex slot) {
-    unknown_.remove(slot);
+SlotRange ChunkAllocator::put_back_unstored(SlotRange slots) {
+    const SlotIndex end(std::clamp(storage_slots_, slots.begin.value, slots.end.value));
+    put_back({end, slots.end});
+    return {slots.begin, end};
+}
+
+SlotRange ChunkAllocator::first_unknown(SlotRange slots) const {
+    const uint64_t begin = unknown_.first(slots.begin.value, slots.end.value, true);
+    return {SlotIndex(begin), SlotIndex(unknown_.first(begin, slots.end.value, false))};
 }
 
 void ChunkAllocator::wait_until_drained() {
@@ -277,13 +284,13 @@ void ChunkAllocator::storage_is(uint64_t slots, bool zero) {
     storage_slots_ = std::max(storage_slots_, now);
 }
 
-Status ChunkAllocator::grow_to(SlotIndex slot) {
+Status ChunkAllocator::grow_to(SlotIndex end) {
     RangeLocks::Node node{.range = {0, 1}};
     growing_.acquire(host_, node);
     Status status;
-    if (slot.value >= storage_slots_) {
+    if (end.value > storage_slots_) {
         host_.unlock();
-        status = grow_storage(slot.value + 1);
+        status = grow_storage(end.value);
         host_.lock();
     }
     growing_.release(host_, node);
@@ -331,7 +338,7 @@ void ChunkAllocator::give_up(SlotIndex slot) {
     FVD_ASSERT(used_.has(slot));
     unknown_.add(slot);
     if (FVD_PLANT(reuse_before_durable)) {
-        put_back(slot);
+        put_back({slot, slot + 1});
         return;
     }
     freed_.add(slot);

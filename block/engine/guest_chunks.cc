@@ -17,6 +17,8 @@ namespace {
 
 /* So many entries are changed without a break for others who want the mutex. */
 constexpr uint64_t kChunksAtOnce = 1024;
+/* So much storage is taken and made zeros at once, or one chunk. */
+constexpr uint64_t kBytesAtOnce = 64 * 1024 * 1024;
 
 }  // namespace
 
@@ -78,6 +80,7 @@ std::optional<SlotIndex> Image::slot_of(ChunkIndex chunk) {
     return table().slot(chunk);
 }
 
+/* All that one request needs is taken at once: requests beside it do not come between. */
 Status Image::store_chunks(uint64_t offset, uint64_t length) {
     if (all_stored(offset, length)) {
         return {};
@@ -85,24 +88,39 @@ Status Image::store_chunks(uint64_t offset, uint64_t length) {
     const ChunkIndex begin = chunk_at(offset);
     const ChunkIndex end = chunk_end(offset + length);
     const uint64_t size = header_.chunk_size;
+    const uint64_t most = std::clamp<uint64_t>(kBytesAtOnce / size, 1, kChunksAtOnce);
     RangeLocks::Node node{.range = {begin.value * size, end.value * size}};
     {
         HostLock lock(host_);
         chunk_locks_.acquire(host_, node);
     }
     Status status;
-    for (ChunkIndex chunk = begin; chunk < end && status.ok(); ++chunk) {
-        if (!slot_of(chunk)) {
-            status = store_chunk(chunk);
+    for (ChunkIndex chunk = begin; chunk < end && status.ok();) {
+        const uint64_t missing = count_unstored(chunk, std::min(end, chunk + most));
+        uint64_t stored = 1;
+        if (missing != 0) {
+            status = store_missing(chunk, missing, &stored);
         }
+        chunk = chunk + stored;
     }
     HostLock lock(host_);
     chunk_locks_.release(host_, node);
     return status;
 }
 
-/* Where the chunk before is stored, the slot behind it is the best one. */
-Status Image::store_chunk(ChunkIndex chunk) {
+/* How many chunks from @p begin on have no slot. */
+uint64_t Image::count_unstored(ChunkIndex begin, ChunkIndex end) {
+    const ChunkAllocator::Use use(slots_in_use());
+    ChunkIndex chunk = begin;
+    while (chunk < end && !table().slot(chunk)) {
+        ++chunk;
+    }
+    return chunk - begin;
+}
+
+/* Slots for the first @p stored of @p count chunks. Where the chunk before is stored, the slots
+ * behind it are the best. */
+Status Image::store_missing(ChunkIndex chunk, uint64_t count, uint64_t* stored) {
     if (committer_.failed()) {
         return -EIO;
     }
@@ -111,34 +129,42 @@ Status Image::store_chunk(ChunkIndex chunk) {
         const std::optional<SlotIndex> before = slot_of(ChunkIndex(chunk.value - 1));
         hint = before ? *before + 1 : hint;
     }
-    SlotIndex slot;
-    Status status = take_slot(hint, &slot);
+    SlotRange slots;
+    Status status = take_slots(hint, count, &slots);
     if (!status.ok()) {
         return status;
     }
-    status = FVD_PLANT(stale_slot) ? Status() : make_zero(slot);
+    status = FVD_PLANT(stale_slot) ? Status() : make_zero(slots);
     HostLock lock(host_);
-    if (status.ok()) {
-        committer_.record_entry(chunk, static_cast<uint32_t>(slot.value));
-    } else {
-        slots_.put_back(slot);
+    if (!status.ok()) {
+        slots_.put_back(slots);
+        return status;
+    }
+    *stored = slots.count();
+    for (uint64_t i = 0; i < *stored; i++) {
+        committer_.record_entry(chunk + i, static_cast<uint32_t>(slots.begin.value + i));
     }
     return status;
 }
 
-/* A slot inside the storage. While others wait to become free, storage that cannot grow is not
- * full. */
-Status Image::take_slot(SlotIndex hint, SlotIndex* slot) {
+/* Slots inside the storage, as many as there are. While others wait to become free, storage that
+ * cannot grow is not full. */
+Status Image::take_slots(SlotIndex hint, uint64_t most, SlotRange* slots) {
     HostLock lock(host_);
     for (;;) {
         Status status = -ENOSPC;
-        if (slots_.take(hint, slot)) {
-            status = slots_.grow_to(*slot);
-            if (status.ok()) {
-                return status;
+        *slots = slots_.take(hint, most);
+        if (!slots->empty()) {
+            status = slots_.grow_to(slots->end);
+            *slots = status.ok() ? *slots : slots_.put_back_unstored(*slots);
+            if (!slots->empty()) {
+                return {};
             }
-            slots_.put_back(*slot);
             hint = SlotIndex(kNotStored);
+            if (most > 1) { /* there may be room for one */
+                most = 1;
+                continue;
+            }
         }
         if (!slots_.has_waiting() || status.value() != -ENOSPC) {
             return status;
@@ -151,28 +177,46 @@ Status Image::take_slot(SlotIndex hint, SlotIndex* slot) {
     }
 }
 
-/* Afterwards the slot reads as zeros. */
-Status Image::make_zero(SlotIndex slot) {
-    if (!slots_.is_unknown(slot)) {
-        return {};
-    }
-    const uint64_t begin = slots_.offset_of(slot);
-    const uint64_t end = begin + header_.chunk_size;
-    bool zero = true;
-    for (uint64_t at = begin; at < end && zero;) {
-        uint64_t run = end - at;
-        zero = host_.extent(FVD_FILE_DATA, at, end - at, &zero, &run).ok() && zero;
-        at += run;
-    }
-    if (!zero) {
-        const Status status =
-            host_.write_zeroes(FVD_FILE_DATA, begin, header_.chunk_size, FVD_REQ_MAY_UNMAP);
-        if (!status.ok()) {
+/* Afterwards these slots read as zeros. */
+Status Image::make_zero(SlotRange slots) {
+    for (;;) {
+        SlotRange unknown;
+        {
+            HostLock lock(host_);
+            unknown = slots_.first_unknown(slots);
+        }
+        if (unknown.empty()) {
+            return {};
+        }
+        if (Status status = clear_slots(unknown); !status.ok()) {
             return status;
         }
+        HostLock lock(host_);
+        slots_.are_zero_now(unknown);
     }
-    HostLock lock(host_);
-    slots_.is_zero_now(slot);
+}
+
+/* Those that do not read as zeros already, whole. */
+Status Image::clear_slots(SlotRange slots) {
+    const uint64_t size = header_.chunk_size;
+    const uint64_t origin = slots_.offset_of(SlotIndex(0));
+    const uint64_t end = slots_.offset_of(slots.end);
+    for (uint64_t at = slots_.offset_of(slots.begin); at < end;) {
+        bool zero = false;
+        uint64_t run = end - at;
+        const bool known = host_.extent(FVD_FILE_DATA, at, end - at, &zero, &run).ok();
+        uint64_t next = at + run;
+        if (!known || !zero) {
+            next = known ? origin + round_up(next - origin, size) : end;
+            const uint64_t begin = origin + (at - origin) / size * size;
+            const Status status =
+                host_.write_zeroes(FVD_FILE_DATA, begin, next - begin, FVD_REQ_MAY_UNMAP);
+            if (!status.ok()) {
+                return status;
+            }
+        }
+        at = next;
+    }
     return {};
 }
 

@@ -284,7 +284,7 @@ Error Image::place_among_slots(uint64_t bytes, NewPlace* place) {
         place->region = {begin, begin + bytes};
         place->slots = header_.slots_under(place->region);
         slots_.put_back_run({place->slots.end, first.value + run});
-        status = slots_.grow_to(SlotIndex(place->slots.end - 1));
+        status = slots_.grow_to(SlotIndex(place->slots.end));
         if (!status.ok()) {
             slots_.put_back_run(place->slots);
         }

@@ -270,6 +270,16 @@ class Storage(CompactTest):
         self.assertEqual(self.slots(), {n: n for n in range(DISK // CHUNK)})
         self.assertEqual(self.storage(), DISK)
 
+    def test_requests_in_flight_together_keep_each_its_run(self):
+        """Growth suspends the first of them when it has its slots already."""
+        self.compact(size=64 * MIB)
+        self.img("bench", "-w", "-c", "128", "-d", "8", "-s", str(8 * CHUNK), "-f", FORMAT, "disk.img")
+        slots = self.slots()
+        self.assertEqual(len(slots), 64 * MIB // CHUNK)
+        for first in range(0, len(slots), 8):
+            self.assertEqual([slots[first + i] for i in range(8)],
+                             list(range(slots[first], slots[first] + 8)))
+
     def test_zeros_need_no_storage(self):
         self.compact()
         self.io("disk.img", f"write -z -u 0 {DISK}")

@@ -30,14 +30,18 @@ using ChunkIndex = Index<struct ChunkTag>; /* a chunk of the virtual disk: one t
 using SlotIndex = Index<struct SlotTag>;   /* where a chunk is stored */
 using PageIndex = Index<struct PageTag>;   /* a 4 KiB page of the bitmap or table at home */
 
-/** Half-open range of blocks [begin, end). */
-struct BlockRange {
-    BlockIndex begin;
-    BlockIndex end;
+/** Half-open range [begin, end). */
+template <typename Index>
+struct IndexRange {
+    Index begin;
+    Index end;
     constexpr uint64_t count() const { return end - begin; }
     constexpr bool empty() const { return end <= begin; }
-    friend constexpr bool operator==(const BlockRange&, const BlockRange&) = default;
+    friend constexpr bool operator==(const IndexRange&, const IndexRange&) = default;
 };
+
+using BlockRange = IndexRange<BlockIndex>;
+using SlotRange = IndexRange<SlotIndex>;
 
 /** Half-open range of bytes [begin, end). */
 struct ByteRange {

@@ -85,17 +85,21 @@ class ChunkAllocator {
      */
     Error begin(const Header& header, const ChunkTable& table, uint64_t data_length);
 
-    /** Take a free slot, @p hint if it is free. It may lie past the end of the storage. False when
-     *  none is free: has_waiting() tells whether there will be. */
-    bool take(SlotIndex hint, SlotIndex* slot);
+    /** Take up to @p most free slots that follow each other, the first one @p hint if that is free.
+     *  They may lie past the end of the storage. Empty when none is free: has_waiting() tells
+     *  whether there will be. */
+    SlotRange take(SlotIndex hint, uint64_t most);
     /** Undo a take(). */
-    void put_back(SlotIndex slot);
-    /** True when the content of a taken slot may be anything. */
-    bool is_unknown(SlotIndex slot) const { return unknown_.has(slot); }
-    void is_zero_now(SlotIndex slot);
+    void put_back(SlotRange slots);
+    /** Undo it for those past the end of the storage; what is left. */
+    SlotRange put_back_unstored(SlotRange slots);
+    /** The first of these taken slots whose content may be anything, and those behind it that are
+     *  like it. */
+    SlotRange first_unknown(SlotRange slots) const;
+    void are_zero_now(SlotRange slots) { unknown_.remove(slots.begin.value, slots.end.value); }
 
-    /** May suspend. Make storage reach to the end of @p slot. ENOSPC and the like. */
-    Status grow_to(SlotIndex slot);
+    /** May suspend. Make storage reach to @p end. ENOSPC and the like. */
+    Status grow_to(SlotIndex end);
     /** The disk has so many chunks now. */
     void disk_has(uint64_t chunks) {
         limit_ = std::max(limit_, std::min(chunks + reserved_, slot_count_));
@@ -172,7 +176,7 @@ class ChunkAllocator {
     void reserve(const Header& header);
     void advance();
     void phase_drained();
-    bool find_free(SlotIndex hint, SlotIndex* slot);
+    uint64_t find_free(SlotIndex hint);
     uint64_t slots_within(uint64_t length) const {
         return length <= data_offset_ ? 0 : (length - data_offset_) / chunk_size_;
     }

@@ -198,9 +198,11 @@ class Image {
     Status write_stored(uint64_t* offset, uint64_t end, GuestBuffer* from, uint32_t flags);
     bool all_stored(uint64_t offset, uint64_t length);
     Status store_chunks(uint64_t offset, uint64_t length);
-    Status store_chunk(ChunkIndex chunk);
-    Status take_slot(SlotIndex hint, SlotIndex* slot);
-    Status make_zero(SlotIndex slot);
+    uint64_t count_unstored(ChunkIndex begin, ChunkIndex end);
+    Status store_missing(ChunkIndex chunk, uint64_t count, uint64_t* stored);
+    Status take_slots(SlotIndex hint, uint64_t most, SlotRange* slots);
+    Status make_zero(SlotRange slots);
+    Status clear_slots(SlotRange slots);
     Status zero_compact(uint64_t offset, uint64_t length, uint32_t flags);
     ByteRange whole_chunks(uint64_t offset, uint64_t end) const;
     Status free_chunks(const ByteRange& range);

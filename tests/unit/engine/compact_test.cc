@@ -277,6 +277,43 @@ TEST_F(CompactTest, AFullDeviceIsEnospcForTheOneRequest) {
     expect_fill(4 * kChunk + 512, kChunk - 512, 0);
 }
 
+TEST_F(CompactTest, ARequestTakesTheSlotsItNeedsAtOnce) {
+    create();
+    host.bytes(FVD_FILE_DATA).resize(header().data_offset + kDisk, std::byte{0xAA});
+    open();
+    ASSERT_TRUE(write(512, 8 * kChunk, 1).ok());
+    EXPECT_EQ(host.count("zero data"), 1u) << "nine slots";
+    EXPECT_EQ(image->where(0, kDisk).run, 9 * kChunk);
+    expect_fill(0, 512, 0);
+    expect_fill(512, 8 * kChunk, 1);
+    expect_fill(512 + 8 * kChunk, kChunk - 512, 0);
+}
+
+TEST_F(CompactTest, ARequestTakesWhatThereIsOfAFullDevice) {
+    create();
+    host.bytes(FVD_FILE_DATA).resize(header().data_offset + 3 * kChunk);
+    open();
+    host.fail_call = "resize data";
+    host.fail_with = -ENOSPC;
+    host.fail_times = -1;
+    EXPECT_EQ(write(0, 5 * kChunk, 1).value(), -ENOSPC);
+    EXPECT_EQ(chunks_stored(), 3u);
+    host.fail_times = 0;
+    EXPECT_TRUE(write(0, 5 * kChunk, 1).ok());
+    expect_fill(0, 5 * kChunk, 1);
+}
+
+TEST_F(CompactTest, WhereManySlotsCannotBeHadASingleOneMay) {
+    create();
+    open();
+    host.fail_call = "resize data";
+    host.fail_with = -EFBIG;
+    host.fail_times = 2; /* storage is asked twice */
+    EXPECT_TRUE(write(0, 4 * kChunk, 1).ok());
+    expect_fill(0, 4 * kChunk, 1);
+    EXPECT_EQ(image->where(0, kDisk).run, 4 * kChunk);
+}
+
 TEST_F(CompactTest, IsHereSaysNothingOfSlotsThatMayBeTakenAway) {
     create();
     open();
