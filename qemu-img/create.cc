@@ -109,33 +109,37 @@ Preallocation resize_mode(Preallocation mode) {
     return mode == FVD_PREALLOC_METADATA ? FVD_PREALLOC_OFF : mode;
 }
 
-/* Give a file at least @p size bytes. *reads_zero: what nobody wrote reads as zeros. */
-Error provide(Host& host, File file, uint64_t size, Preallocation mode, bool* reads_zero) {
-    const int64_t before = host.length(file);
-    if (before < 0) {
-        return failed(static_cast<int>(before), "the length of the file cannot be read");
-    }
-    const bool emptied = before == 0 || host.resize(file, 0, FVD_PREALLOC_OFF).ok();
-    *reads_zero = emptied && host.has_zero_init(file);
-    if (!emptied && static_cast<uint64_t>(before) >= size) {
-        return Error::none();
-    }
-    const Status status = host.resize(file, size, mode);
-    return status.ok() ? Error::none()
-                       : Error::make(status.value(), "cannot make the file %llu bytes long: %s",
-                                     print(size), std::strerror(-status.value()));
+/* Storage that is there already, as a device is, gets it by zeros that may not be holes. */
+bool wants_space(Preallocation mode) {
+    return mode == FVD_PREALLOC_FALLOC || mode == FVD_PREALLOC_FULL;
 }
 
 /* Give a file that is shorter this length. */
 Error lengthen(Host& host, File file, uint64_t size, Preallocation mode) {
     const int64_t now = host.length(file);
-    if (now >= 0 && static_cast<uint64_t>(now) >= size) {
+    if (now < 0) {
+        return failed(static_cast<int>(now), "the length of the file cannot be read");
+    }
+    if (static_cast<uint64_t>(now) >= size) {
         return Error::none();
     }
     const Status status = host.resize(file, size, mode);
-    return status.ok() ? Error::none()
-                       : Error::make(status.value(), "cannot make the image %llu bytes long: %s",
-                                     print(size), std::strerror(-status.value()));
+    return status.ok()
+               ? Error::none()
+               : Error::make(status.value(),
+                             "the %s has %llu bytes and cannot be made %llu bytes long: %s",
+                             file == FVD_FILE_DATA ? "data file" : "image",
+                             print(static_cast<uint64_t>(now)), print(size),
+                             std::strerror(-status.value()));
+}
+
+/* Give a file at least @p size bytes. *reads_zero: what nobody wrote reads as zeros. */
+Error provide(Host& host, File file, uint64_t size, Preallocation mode, bool* reads_zero) {
+    /* Devices say that it succeeded, and stay as they are. */
+    const bool emptied = host.length(file) == 0 ||
+                         (host.resize(file, 0, FVD_PREALLOC_OFF).ok() && host.length(file) == 0);
+    *reads_zero = emptied && host.has_zero_init(file);
+    return lengthen(host, file, size, mode);
 }
 
 /* The bytes of the guest's data that have storage from the first day. */
@@ -341,6 +345,11 @@ Error write_table(Host& host, const Header& header, bool all_stored) {
     return Error::none();
 }
 
+Error zero_all_data(Host& host, const Header& header, uint64_t storage) {
+    const Status status = host.write_zeroes(FVD_FILE_DATA, header.data_offset, storage, 0);
+    return status.ok() ? Error::none() : failed(status, "data storage cannot be zeroed");
+}
+
 /* Storage that does not start out as zeros: where the image promises zeros, write them. Guest byte
  * n stands at place n, in a compact image because chunk n stands in slot n; what its last slot has
  * more than the disk is zero, too. */
@@ -418,7 +427,10 @@ Error write_metadata(Host& host, Header& header, const fvd_create_options& optio
     header.need_zero_init = storage != 0 && (header.virtual_size > header.base_size ||
                                              bitmap.any_set(0, bitmap.bits()));
     if (!data_zero && storage != 0) {
-        if (Error error = zero_preset_data(host, header, bitmap, storage); !error.ok()) {
+        const Error error = wants_space(options.preallocation)
+                                ? zero_all_data(host, header, storage)
+                                : zero_preset_data(host, header, bitmap, storage);
+        if (!error.ok()) {
             return error;
         }
     }

@@ -7,6 +7,7 @@
  */
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 
 #include "fvd/base/arith.h"
 #include "fvd/base/plant.h"
@@ -79,8 +80,8 @@ Error Image::enlarge(uint64_t size, Preallocation mode) {
         status = flush(); /* a failure is every request's affair (R13) */
     }
     if (!status.ok()) {
-        return Error::make(status.value(), "the data cannot be extended to %llu bytes",
-                           print(size));
+        return Error::make(status.value(), "the data cannot be extended to %llu bytes: %s",
+                           print(size), std::strerror(-status.value()));
     }
     const bool fits = !header_.has_table() || chunk_end(size).value <= table().chunks();
     if (Error error = fits ? change_size(size) : move_table(size); !error.ok()) {
@@ -104,6 +105,7 @@ Status Image::lengthen_data(uint64_t old_size, uint64_t size, Preallocation mode
     const uint64_t end = header_.data_offset + size;
     /* Of metadata there is none to be made in advance. */
     const Preallocation storage = mode == FVD_PREALLOC_METADATA ? FVD_PREALLOC_OFF : mode;
+    const uint32_t hole = storage == FVD_PREALLOC_OFF ? FVD_REQ_MAY_UNMAP : 0;
     uint64_t zeros_to = header_.data_offset + old_size;
     for (;;) {
         const int64_t length = host_.length(FVD_FILE_DATA);
@@ -113,7 +115,7 @@ Status Image::lengthen_data(uint64_t old_size, uint64_t size, Preallocation mode
         const uint64_t there = std::min(static_cast<uint64_t>(length), end);
         if (there > zeros_to) {
             const Status status =
-                host_.write_zeroes(FVD_FILE_DATA, zeros_to, there - zeros_to, FVD_REQ_MAY_UNMAP);
+                host_.write_zeroes(FVD_FILE_DATA, zeros_to, there - zeros_to, hole);
             if (!status.ok()) {
                 return status;
             }
@@ -142,7 +144,8 @@ Status Image::clear_tail(uint64_t old_size, uint64_t size) {
                : host_.write_zeroes(FVD_FILE_DATA, tail.data_offset, tail.run, FVD_REQ_MAY_UNMAP);
 }
 
-/* The disk has its new size already; what cannot be had in advance is had when it is needed. */
+/* The disk has its new size already, but nobody was told so: what cannot be had in advance takes it
+ * back. */
 Error Image::preallocate(uint64_t old_size, uint64_t size, Preallocation mode) {
     {
         HostLock lock(host_);
@@ -155,11 +158,14 @@ Error Image::preallocate(uint64_t old_size, uint64_t size, Preallocation mode) {
     if (status.ok() && mode != FVD_PREALLOC_METADATA) {
         status = occupy(old_size, size);
     }
-    return status.ok() ? Error::none()
-                       : Error::make(status.value(),
-                                     "the disk has %llu bytes now, but storage for them cannot be "
-                                     "allocated in advance",
-                                     print(size));
+    if (status.ok()) {
+        return Error::none();
+    }
+    const bool undone = shrink(old_size).ok();
+    return Error::make(status.value(),
+                       "storage for a disk of %llu bytes cannot be allocated in advance%s: %s",
+                       print(size), undone ? "" : ", and the disk has that size now",
+                       std::strerror(-status.value()));
 }
 
 /* Zeros that may not be holes make a file system or a thin device allocate. */
@@ -270,8 +276,9 @@ Error Image::find_place(uint64_t bytes, NewPlace* place) {
         status = host_.resize(FVD_FILE_IMAGE, place->region.end, FVD_PREALLOC_OFF);
     }
     return status.ok() ? Error::none()
-                       : Error::make(status.value(), "the image cannot be extended to %llu bytes",
-                                     print(place->region.end));
+                       : Error::make(status.value(),
+                                     "the image cannot be extended to %llu bytes: %s",
+                                     print(place->region.end), std::strerror(-status.value()));
 }
 
 Error Image::place_among_slots(uint64_t bytes, NewPlace* place) {
@@ -291,8 +298,9 @@ Error Image::place_among_slots(uint64_t bytes, NewPlace* place) {
     }
     return status.ok() ? Error::none()
                        : Error::make(status.value(),
-                                     "there is no room for a table of %llu bytes behind the data",
-                                     print(bytes));
+                                     "there is no room for a table of %llu bytes behind the data: "
+                                     "%s",
+                                     print(bytes), std::strerror(-status.value()));
 }
 
 /* A failed image keeps it: which of the two headers is on the disk is not known. */

@@ -468,6 +468,11 @@ fvd_co_create_data_file(const char *image, const char *name, QDict *qdict,
         error_prepend(errp, "data_file '%s': ", name);
         return NULL;
     }
+    if (!fvd_may_be_named(path)) {
+        warn_report("data_file '%s' is not a regular file, which no image "
+                    "opens by itself: whoever opens this one has to name it "
+                    "with the option 'data-file'", name);
+    }
     qdict_del(qdict, BLOCK_OPT_DATA_FILE);
     qdict_put_str(qdict, "data-file", bs->node_name);
     return bs;

@@ -211,6 +211,8 @@ void GRAPH_RDLOCK fvd_warn_of_full_storage(BDRVFvdState *s,
 
 /* By whatever names: one file. */
 bool fvd_same_file(const char *a, const char *b);
+/* Is it a file that an image may name? Not a device, not a monitor's fd set. */
+bool fvd_may_be_named(const char *path);
 
 /* Run a job of the core from outside of coroutines, with the graph locked. */
 typedef int coroutine_fn FvdJob(BlockDriverState *bs, void *opaque);

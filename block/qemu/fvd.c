@@ -214,8 +214,7 @@ bool fvd_same_file(const char *a, const char *b)
            stat_a.st_dev == stat_b.st_dev && stat_a.st_ino == stat_b.st_ino;
 }
 
-/* Is it a file that an image may name? Not a device, not a monitor's fd set. */
-static bool fvd_may_be_named(const char *path)
+bool fvd_may_be_named(const char *path)
 {
     struct stat status;
 

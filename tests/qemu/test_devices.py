@@ -12,9 +12,10 @@ import time
 import unittest
 import zlib
 
+import fvdformat
 from nbd import NbdError
 from qmp import Daemon, Monitor, QmpError
-from support import (BIN, FORMAT, KIB, MIB, ImageTest, limit, only_fvd, read_file, seed)
+from support import (BIN, FORMAT, KIB, MIB, ImageTest, allocated, limit, only_fvd, read_file, seed)
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "guest"))
 
@@ -53,6 +54,12 @@ class Volume:
     def grow(self, by):
         self._lengthen(self.length + by)
         subprocess.run(["losetup", "-c", self.device], check=True)
+
+    def write(self, offset, data):
+        with open(self.device, "r+b", buffering=0) as device:
+            device.seek(offset)
+            device.write(data)
+            os.fsync(device.fileno())
 
     def detach(self):
         """Only while it is ours."""
@@ -138,6 +145,81 @@ class OneDevice(DeviceTest):
         daemon.quit()
         self.check(volume.device)
         self.io(volume.device, f"read -P 0 0 {5 * MIB - 512}", f"read -P 1 {5 * MIB - 512} 512")
+
+
+class DataOnADevice(DeviceTest):
+    """The FVD file is a file; the guest's data is on the device."""
+
+    def make(self, volume, *options, size=8 * MIB, **how):
+        return self.create("disk.img", size, options=[f"data_file={volume.device}", *options], **how)
+
+    def opened(self, volume):
+        return (f"driver={FORMAT},file.driver=file,file.filename=disk.img,discard=unmap,"
+                f"data-file.driver=host_device,data-file.filename={volume.device}")
+
+    def on(self, volume, *commands):
+        ran = self.io(self.opened(volume), *commands, fmt=None, options=["--image-opts"])
+        self.assert_no_complaint(ran)
+
+    def forms(self):
+        for mode in ("off", "metadata", "falloc", "full"):
+            for form in ((), compact()):
+                with self.subTest(mode=mode, form=form):
+                    yield mode, [f"preallocation={mode}", *form]
+
+    def test_every_preallocation_on_a_device_that_is_long_enough(self):
+        volume = Volume(self, 8 * MIB)
+        for mode, options in self.forms():
+            subprocess.run(["fallocate", "-p", "-o", "0", "-l", str(8 * MIB), volume.path], check=True)
+            volume.write(0, b"\xAA" * MIB)
+            ran = self.make(volume, *options)
+            self.assertIn("'data-file'", ran.err, "an image opens no device by itself")
+            if mode in ("falloc", "full"):
+                self.assertGreaterEqual(allocated(volume.path), 8 * MIB)
+            self.on(volume, f"read -P 0 0 {8 * MIB}", "write -P 5 1M 100k", "read -P 5 1M 100k", "read -P 0 0 1M")
+            self.img("check", "--image-opts", self.opened(volume))
+
+    def test_a_device_that_is_too_short_is_named_with_both_lengths(self):
+        volume = Volume(self, 4 * MIB)
+        for mode, options in self.forms():
+            if mode == "off" and len(options) > 1:
+                continue  # storage comes later
+            ran = self.make(volume, *options, expect=1)
+            self.assertIn(f"has {4 * MIB} bytes and cannot be made {8 * MIB} bytes long", ran.err)
+            self.assertFalse(os.path.exists("disk.img"))
+
+    def test_a_resize_that_cannot_have_its_storage_changes_nothing(self):
+        volume = Volume(self, 8 * MIB)
+        self.make(volume, *compact())
+        self.on(volume, f"write -P 5 0 {6 * MIB}")
+        for mode in ("metadata", "falloc", "full"):
+            ran = self.img("resize", "--image-opts", f"--preallocation={mode}", self.opened(volume), str(12 * MIB),
+                           expect=1)
+            self.assertIn(f"a disk of {12 * MIB} bytes cannot be allocated in advance: No space left", ran.err)
+            self.assertEqual(self.img("info", "--output=json", "--image-opts", self.opened(volume)).json()
+                             ["virtual-size"], 8 * MIB)
+            self.on(volume, f"read -P 5 0 {6 * MIB}", f"read -P 0 {6 * MIB} {2 * MIB}")
+            self.img("check", "--image-opts", self.opened(volume))
+        volume.grow(8 * MIB)
+        self.img("resize", "--image-opts", "--preallocation=full", self.opened(volume), str(12 * MIB))
+        self.on(volume, f"read -P 5 0 {6 * MIB}", f"read -P 0 {6 * MIB} {6 * MIB}")
+
+    def test_past_the_table_and_a_repair(self):
+        """The table moves within the FVD file; what a check -r all takes back is free on the device."""
+        volume = Volume(self, 24 * MIB)
+        self.make(volume, "compact_image=on", "chunk_size=4k", "journal_size=1M", size=4 * MIB)
+        self.on(volume, f"write -P 5 0 {4 * MIB}")
+        table = fvdformat.field_of("disk.img", "table_offset")
+        self.img("resize", "--image-opts", self.opened(volume), str(16 * MIB))
+        self.assertNotEqual(fvdformat.field_of("disk.img", "table_offset"), table)
+        self.on(volume, f"read -P 5 0 {4 * MIB}", f"write -P 6 4M {12 * MIB}")
+        fvdformat.Table("disk.img").put(1, 1 << 20)  # past the device
+        ran = self.img("check", "--image-opts", self.opened(volume), expect=2)
+        self.assertIn("chunk 1", ran.out + ran.err)
+        self.img("check", "-r", "all", "--image-opts", self.opened(volume))
+        self.img("check", "--image-opts", self.opened(volume))
+        self.on(volume, "read -P 5 0 4k", "read -P 0 4k 4k", f"read -P 5 8k {4 * MIB - 8192}",
+                f"read -P 6 4M {12 * MIB}", "write -P 7 4k 4k", "read -P 7 4k 4k")
 
 
 class Warnings(DeviceTest):

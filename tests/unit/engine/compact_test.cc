@@ -444,6 +444,32 @@ TEST_F(CompactTest, AGrownDiskCanHaveItsSlotsInAdvance) {
     expect_fill(0, 2 * kDisk, 0);
 }
 
+TEST_F(CompactTest, ADiskThatCannotHaveItsStorageInAdvanceKeepsItsSize) {
+    for (const char* call : {"zero data", "resize data"}) {
+        host = MemoryHost();
+        create();
+        open();
+        ASSERT_TRUE(write(0, kDisk, 1).ok());
+        host.fail_call = call;
+        host.fail_with = -ENOSPC;
+        host.fail_times = -1;
+        const Error error = image->resize(2 * kDisk, FVD_PREALLOC_FULL);
+        EXPECT_EQ(error.code, -ENOSPC);
+        EXPECT_STREQ(error.text, "storage for a disk of 524288 bytes cannot be allocated in "
+                                 "advance: No space left on device");
+        EXPECT_EQ(image->header().virtual_size, kDisk);
+        host.fail_times = 0;
+        ASSERT_TRUE(image->flush().ok());
+        EXPECT_EQ(chunks_stored(), kChunks);
+        reopen();
+        EXPECT_EQ(image->header().virtual_size, kDisk);
+        expect_fill(0, kDisk, 1);
+        ASSERT_TRUE(image->resize(2 * kDisk, FVD_PREALLOC_FULL).ok());
+        expect_fill(kDisk, kDisk, 0);
+        close();
+    }
+}
+
 /* Against a buffer that does the same, with kills after flushes and reopens in between. */
 class CompactRandom : public CompactTest, public ::testing::WithParamInterface<int> {
   protected:
