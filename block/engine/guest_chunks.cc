@@ -247,8 +247,7 @@ Status Image::zero_compact(uint64_t offset, uint64_t length, uint32_t flags) {
     return status.ok() && (flags & FVD_REQ_FUA) != 0 ? committer_.flush() : status;
 }
 
-/* Chunks become zeros by having no slot, and all of their blocks here. A commit collects slots
- * before bits, so no cut can show what a slot holds besides the blocks that were here. */
+/* Chunks become zeros by having no slot, and all of their blocks here. */
 Status Image::free_chunks(const ByteRange& range) {
     const ByteRange last = chunk_around(range.end);
     if (last.empty()) {
@@ -269,17 +268,6 @@ Status Image::free_chunks(const ByteRange& range) {
     }
     HostLock lock(host_);
     chunk_locks_.release(host_, node);
-    return status;
-}
-
-Status Image::free_whole(const ByteRange& range) {
-    if (committer_.failed()) {
-        return -EIO;
-    }
-    const Status status = zero_unstored(range.begin, range.count());
-    if (status.ok()) {
-        free_slots(chunk_at(range.begin), chunk_end(range.end));
-    }
     return status;
 }
 

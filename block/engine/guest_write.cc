@@ -243,11 +243,20 @@ Status Image::bring_zeroes(BlockRange blocks, uint64_t offset, uint64_t length, 
     return status;
 }
 
-/* Blocks of chunks without a slot: to be here is to be zeros. */
-Status Image::zero_unstored(uint64_t offset, uint64_t length) {
-    const BlockRange blocks = tracked_blocks(offset, length);
-    return all_here(blocks) ? Status()
-                            : bring_zeroes(blocks, offset, length, [] { return Status(); });
+/* Whole chunks: without a slot, to be here is to be zeros. The slots go first. A commit between the
+ * two leaves blocks that are here without one, which are zeros, and others in the base; the other
+ * way round it would show what a slot holds besides the blocks that were here. */
+Status Image::free_whole(const ByteRange& range) {
+    if (committer_.failed()) {
+        return -EIO;
+    }
+    const auto take_slots_away = [&] {
+        free_slots(chunk_at(range.begin), chunk_end(range.end));
+        return Status();
+    };
+    const BlockRange blocks = tracked_blocks(range.begin, range.count());
+    return all_here(blocks) ? take_slots_away()
+                            : bring_zeroes(blocks, range.begin, range.count(), take_slots_away);
 }
 
 /* It had no slot a moment ago. A write beside us may give it one, and copy from the base into it,

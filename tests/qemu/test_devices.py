@@ -14,8 +14,9 @@ import zlib
 
 import fvdformat
 from nbd import NbdError
-from qmp import Daemon, Monitor, QmpError
-from support import (BIN, FORMAT, KIB, MIB, ImageTest, allocated, limit, only_fvd, read_file, seed)
+from qmp import Daemon, Monitor, QmpError, file_node, serve
+from support import (BIN, FORMAT, KIB, MIB, ImageTest, allocated, limit, only_fvd, read_file, seed,
+                     write_file)
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "guest"))
 
@@ -241,6 +242,22 @@ class Warnings(DeviceTest):
         client.close()
         daemon.quit()
 
+    def test_the_event_comes_for_a_data_file_as_well(self):
+        volume = Volume(self, 4 * MIB)
+        self.create("disk.img", DISK, options=[f"data_file={volume.device}", *compact()])
+        daemon = Daemon(self)
+        daemon.command("blockdev-add", driver="host_device", node_name="volume", filename=volume.device)
+        daemon.command("blockdev-add", driver=FORMAT, node_name="disk0", file=file_node("disk.img"),
+                       data_file="volume")
+        client = daemon.export("disk0")
+        client.write(0, b"\1" * (3 * MIB))
+        self.assertEqual(self.crossed(daemon), [])
+        client.write(3 * MIB, b"\1" * CHUNK)
+        warning, = self.crossed(daemon)
+        self.assertEqual((warning["node-name"], warning["write-threshold"]), ("volume", volume.length - STEP))
+        client.close()
+        daemon.quit()
+
     def test_a_threshold_of_the_user_stays(self):
         volume = self.thin(4 * MIB)
         daemon = Daemon(self)
@@ -299,6 +316,51 @@ class Warnings(DeviceTest):
             client.write(place, data)
             time.sleep(0.003)
         client.flush()
+
+
+class FullFileSystem(DeviceTest):
+    SIZE = 24 * MIB
+    SHAPES = {"linear": (), "compact": compact(), "with a data file": ("data_file=data.raw",),
+              "compact with a data file": ("data_file=data.raw", *compact())}
+
+    def mount(self, size):
+        os.makedirs("small", exist_ok=True)
+        self.run_program(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", "small"])
+        self.addCleanup(subprocess.run, ["umount", os.path.abspath("small")], stderr=subprocess.DEVNULL)
+
+    def test_it_is_an_error_of_the_one_write_and_goes_away_with_more_room(self):
+        write_file("base.raw", b"\xbb" * (2 * MIB))
+        for name, options in self.SHAPES.items():
+            with self.subTest(shape=name):
+                self.mount(12 * MIB)
+                self.create("small/disk.img", self.SIZE, options=["journal_size=1M", *options],
+                            base=os.path.abspath("base.raw"), base_fmt="raw")
+                content = bytearray(b"\xbb" * (2 * MIB) + bytes(self.SIZE - 2 * MIB))
+                daemon, client = serve(self, "small/disk.img", FORMAT, name=name.replace(" ", "-"))
+                full = self.write_until_full(client, content)
+                self.assertGreater(full, 6 * MIB)
+                self.run_program(["mount", "-o", f"remount,size={128 * MIB}", "small"])
+                self.write_until_full(client, content, begin=full)
+                client.flush()
+                self.assertEqual(client.read_all(), bytes(content))
+                client.close()
+                daemon.quit()
+                self.check("small/disk.img")
+                self.assert_reads("small/disk.img", bytes(content))
+                self.run_program(["umount", "small"])
+
+    def write_until_full(self, client, content, begin=0):
+        """Where a write failed; that one may have written a part."""
+        piece = 300 * KIB
+        for at in range(begin, self.SIZE - piece, piece):
+            data = bytes([1 + at // piece % 250]) * piece
+            try:
+                client.write(at, data)
+            except NbdError as error:
+                self.assertIn("error 28", str(error))  # ENOSPC
+                return at
+            content[at:at + piece] = data
+        return self.SIZE
 
 
 class Extender(threading.Thread):

@@ -3,10 +3,12 @@
 base or was left by a larger life; by qemu-img, and with a guest that goes on writing."""
 
 import os
+import random
 import struct
+import zlib
 
-from qmp import Daemon, QmpError, image_node
-from support import (FORMAT, KIB, MIB, TIB, ImageTest, allocated, only_fvd, patterned, truncate,
+from qmp import Daemon, MachineWithoutSystem, QmpError, image_node, quick_node
+from support import (FORMAT, KIB, MIB, TIB, ImageTest, allocated, only_fvd, patterned, seed, truncate,
                      write_file)
 
 SIZE = 2 * MIB
@@ -257,6 +259,40 @@ class ResizeInUse(ImageTest):
         daemon.quit()
         self.assert_reads(disk, bytes(content))
         self.check(disk)
+
+    def test_requests_in_flight(self):
+        """A slow file keeps them there until QEMU drains them for the resize; more follow at once."""
+        for name, options in {**SHAPES, "past the table": ["compact_image=on", "chunk_size=4k"]}.items():
+            with self.subTest(shape=name):
+                self.resize_between_requests(name.replace(" ", "-"), options)
+
+    def resize_between_requests(self, name, options):
+        write_file("base.raw", b"\xbb" * MIB)
+        self.create("disk.img", SIZE, options=options, base="base.raw", base_fmt="raw")
+        machine = MachineWithoutSystem(self, {
+            "driver": FORMAT, "node-name": "disk0", "file": {
+                "driver": "throttle", "throttle-group": "slow", "file": quick_node("disk.img")}},
+            "-object", "throttle-group,id=slow,x-iops-total=400", name=name)
+        content = bytearray(b"\xbb" * MIB + bytes(SIZE - MIB))
+        source = random.Random(seed() ^ zlib.crc32(name.encode()))
+        for size in (3 * MIB, 3 * MIB + 512, 6 * MIB, 1500 * KIB, 5 * MIB, 512 * KIB, 8 * MIB):
+            self.send_writes(machine, source, content, min(size, len(content)))
+            machine.command("block_resize", node_name="disk0", size=size)
+            content[size:] = bytes(max(size - len(content), 0))
+            self.send_writes(machine, source, content, size)
+            machine.io("aio_flush")
+        machine.quit()
+        self.assert_reads("disk.img", bytes(content))
+        self.check("disk.img")
+
+    def send_writes(self, machine, source, content, end):
+        """None overlaps another, as nobody knows which of two in flight is the later one."""
+        for place in source.sample(range(0, end - 32 * KIB, 32 * KIB), min(16, end // (32 * KIB) - 1)):
+            value = source.randrange(1, 250)
+            length = source.randrange(1, 40) * 512
+            at = place + source.randrange(24) * 512
+            machine.io(f"aio_write -P {value} {at} {length}")
+            content[at:at + length] = bytes([value]) * length
 
     def test_a_resize_of_what_is_read_only_is_refused(self):
         self.create("disk.img", SIZE)

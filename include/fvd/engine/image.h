@@ -183,7 +183,6 @@ class Image {
     Status copy_and_write(BlockRange blocks, const Segment& to, GuestBuffer from, uint32_t flags);
     Status write_here(const Segment& to, GuestBuffer from, uint32_t flags);
     Status zero_segment(const Segment& to, uint32_t flags);
-    Status zero_unstored(uint64_t offset, uint64_t length);
     Status zero_without_slot(uint64_t offset, uint64_t length, uint32_t flags);
     Status zero_stored(uint64_t offset, uint64_t end, uint32_t flags);
     Status zero_pieces(uint64_t offset, uint64_t end, uint32_t flags);

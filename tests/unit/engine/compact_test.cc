@@ -363,6 +363,37 @@ TEST_F(CompactTest, EmptyingGivesEverythingBackButWhatLiesPastTheBase) {
     expect_fill(2 * kChunk + 4096, 2 * kChunk - 4096, 5);
 }
 
+/* Wherever a commit falls, a cut after it never shows what the slot holds of a forgotten block. */
+TEST_F(CompactTest, ACommitInsideADiscardShowsNothingOfTheSlot) {
+    const uint64_t cut = 2 * kChunk;
+    give_base(cut + 4096);
+    create();
+    open();
+    ASSERT_TRUE(write(cut, kChunk, 5).ok());
+    ASSERT_TRUE(image->make_empty().ok());
+    MemoryHost after_cut;
+    std::vector<std::vector<std::byte>> states;
+    host.before_lock = [&] {
+        ASSERT_TRUE(image->commit().ok());
+        states.push_back(host.files[FVD_FILE_IMAGE]);
+    };
+    ASSERT_TRUE(image->discard(cut, kChunk).ok());
+    host.before_lock = nullptr;
+    EXPECT_GE(states.size(), 3u);
+    for (const auto& state : states) {
+        after_cut.files[FVD_FILE_IMAGE] = state;
+        after_cut.files[FVD_FILE_BASE] = host.files[FVD_FILE_BASE];
+        Image later(after_cut);
+        ASSERT_TRUE(later.start(StartMode::read_only).ok());
+        std::vector<std::byte> seen(4096);
+        ASSERT_TRUE(later.read(cut, 4096, {seen.data(), 0}, 0).ok());
+        const bool zero = seen[0] == std::byte{0};
+        for (uint64_t i = 0; i < seen.size(); i++) {
+            ASSERT_EQ(seen[i], zero ? std::byte{0} : base_byte(cut + i)) << i;
+        }
+    }
+}
+
 TEST_F(CompactTest, ASlotOfTwoChunksIsRefusedForWriting) {
     create();
     open();

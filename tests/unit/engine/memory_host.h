@@ -9,8 +9,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "fvd/engine/host.h"
@@ -43,6 +45,7 @@ class MemoryHost final : public Host {
     bool locked = false;
     bool woken = false;
     int locks = 0;
+    std::function<void()> before_lock; /* not while it runs itself */
 
     std::vector<std::byte>& bytes(File file) {
         return files[file == FVD_FILE_DATA && !separate_data ? FVD_FILE_IMAGE : file];
@@ -134,6 +137,10 @@ class MemoryHost final : public Host {
 
     void lock() override {
         FVD_ASSERT(!locked);
+        if (const auto meanwhile = std::exchange(before_lock, nullptr)) {
+            meanwhile(); /* what another thread does before we get it */
+            before_lock = meanwhile;
+        }
         locked = true;
         locks++;
     }
