@@ -13,6 +13,7 @@
 #include <cstring>
 
 #include "fvd/base/arith.h"
+#include "fvd/base/plant.h"
 #include "fvd/engine/header_store.h"
 #include "fvd/engine/host_memory.h"
 #include "fvd/format/audit.h"
@@ -447,7 +448,9 @@ Status Checker::write_pages(const Home& home, const BlockBitmap& pages, uint64_t
 Status Checker::write_home() {
     const BlockBitmap& of_bitmap = target_.dirty_pages;
     const BlockBitmap& of_table = target_.dirty_entries;
-    if (!of_bitmap.any_set(0, of_bitmap.bits()) && !of_table.any_set(0, of_table.bits())) {
+    const bool at_home =
+        !of_bitmap.any_set(0, of_bitmap.bits()) && !of_table.any_set(0, of_table.bits());
+    if (at_home || FVD_PLANT(repair_forgets_home)) {
         return {};
     }
     /* The table first: a bit that is home before its chunk has a slot makes zeros of the chunk. */

@@ -285,11 +285,11 @@ int64_t SimHost::length(File file) {
     if (const int error = fault_for(CallKind::length, file); error != 0) {
         return -error;
     }
-    const uint64_t length = file == FVD_FILE_BASE ? base_.size() : disk_of(file).length();
-    if (file == FVD_FILE_DATA) {
-        told_length_ = length;
+    if (is_device && file == FVD_FILE_DATA) {
+        known_length_ = known_length_.value_or(disk_of(file).length());
+        return static_cast<int64_t>(*known_length_);
     }
-    return static_cast<int64_t>(length);
+    return static_cast<int64_t>(file == FVD_FILE_BASE ? base_.size() : disk_of(file).length());
 }
 
 Status SimHost::resize(File file, uint64_t length, Preallocation) {
@@ -300,12 +300,15 @@ Status SimHost::resize(File file, uint64_t length, Preallocation) {
     if (const int error = fault_for(CallKind::resize, file); error != 0) {
         return -error;
     }
-    /* As QEMU, which knows of a longer device only after a failure. */
-    if (is_device && file == FVD_FILE_DATA && length > told_length_) {
-        was_full = was_full || length > disk_of(file).length();
-        return -ENOTSUP;
+    SimDisk& disk = disk_of(file);
+    if (is_device && file == FVD_FILE_DATA) {
+        /* As QEMU, which looks at the length of a device when it could not make it longer. */
+        const uint64_t known = known_length_.value_or(disk.length());
+        known_length_ = disk.length();
+        was_full = was_full || length > disk.length();
+        return length > known ? Status(-ENOTSUP) : Status();
     }
-    disk_of(file).set_length(length);
+    disk.set_length(length);
     return {};
 }
 

@@ -7,6 +7,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -97,6 +98,8 @@ class SimHost final : public Host {
     /** No fault strikes, none is counted down. */
     void suspend_faults(bool suspended) { suspended_ = suspended; }
     bool has_faults() const { return !faults_.empty(); }
+    /** Who opens a device sees how long it is. */
+    void forget_lengths() { known_length_.reset(); }
     /** Every call fails from now on and changes nothing. */
     void set_power(bool on) { power_ = on; }
     uint64_t calls() const { return calls_; }
@@ -151,7 +154,7 @@ class SimHost final : public Host {
     SimDisk& image_;
     SimDisk& data_;
     std::vector<std::byte>& base_;
-    uint64_t told_length_ = UINT64_MAX; /* of the data file */
+    std::optional<uint64_t> known_length_; /* of a device: what the process takes for its length */
     bool separate_data_;
     Rng rng_;
     std::vector<PendingIo*> pending_;

@@ -2,6 +2,7 @@
 #include "small_worlds.h"
 
 #include <iterator>
+#include <span>
 
 #include "world.h"
 
@@ -12,7 +13,7 @@ namespace {
 constexpr uint64_t kBlock = 1024;
 
 /* Kind, offset, length, flags, a. */
-constexpr Op kAlphabet[] = {
+constexpr Op kLinearAlphabet[] = {
     {OpKind::write, 0, kBlock, 0, 0, 0, 0},                        /* a whole block */
     {OpKind::write, 512, 512, 0, 0, 0, 0},                         /* the end of a block */
     {OpKind::write, kBlock, 512, FVD_REQ_FUA, 0, 0, 0},            /* the start of one, durably */
@@ -30,8 +31,6 @@ constexpr Op kAlphabet[] = {
     {OpKind::make_empty, 0, 0, 0, 0, 0, 0},
     {OpKind::set_base, 0, 0, 0, 0, 0, 0},
 };
-constexpr uint64_t kOps = std::size(kAlphabet);
-
 constexpr uint64_t kChunk = 4 * kBlock;
 
 /* The same for a compact image of two chunks, which can get a third. */
@@ -53,9 +52,23 @@ constexpr Op kCompactAlphabet[] = {
     {OpKind::resize, 0, 3 * kChunk, 0, 0, 0, 0},   /* a chunk more */
     {OpKind::resize, 0, kChunk + 512, 0, 0, 0, 0}, /* or nearly one less */
 };
-static_assert(std::size(kCompactAlphabet) == kOps);
-/* Histories of up to three operations of one alphabet. */
-constexpr uint64_t kOneAlphabet = kOps + kOps * kOps + kOps * kOps * kOps;
+
+/* And for one whose storage is a device that others make longer, with room for one chunk. */
+constexpr Op kDeviceAlphabet[] = {
+    {OpKind::write, 0, kChunk, 0, 0, 0, 0},                   /* a whole chunk */
+    {OpKind::write, kChunk + 512, 512, FVD_REQ_FUA, 0, 0, 0}, /* a part of the other, durably */
+    {OpKind::write, 3 * kBlock, 2 * kBlock, 0, 0, 0, 0},      /* in both */
+    {OpKind::write_zeroes, 0, kChunk, FVD_REQ_MAY_UNMAP, 0, 0, 0},
+    {OpKind::discard, 0, kChunk, 0, 0, 0, 0},
+    {OpKind::flush, 0, 0, 0, 0, 0, 0},
+    {OpKind::extend, 0, 0, 0, 1, 0, 0},
+    {OpKind::check, 0, 0, 0, 1, 0, 0}, /* with repair */
+    {OpKind::reopen, 0, 0, 0, 1, 0, 0},
+    {OpKind::cut, 0, 0, 0, 0, 0, 0},
+    {OpKind::kill, 0, 0, 0, 0, 0, 0},
+    {OpKind::resize, 0, 3 * kChunk, 0, FVD_PREALLOC_FALLOC, 0, 0}, /* all of its storage, or nothing */
+    {OpKind::resize, 0, kChunk + 512, 0, 0, 0, 0},
+};
 
 Shape small_compact_shape() {
     Shape shape;
@@ -82,15 +95,38 @@ Shape small_shape() {
     return shape;
 }
 
-History make(uint64_t code, size_t length, bool compact) {
+Shape small_device_shape() {
+    Shape shape = small_compact_shape();
+    shape.device_chunks = 1;
+    return shape;
+}
+
+struct Alphabet {
+    std::span<const Op> ops;
+    Shape (*shape)();
+
+    /* Of so many operations. */
+    uint64_t histories(size_t length) const {
+        return length == 0 ? 1 : ops.size() * histories(length - 1);
+    }
+};
+
+constexpr Alphabet kAlphabets[] = {
+    {kLinearAlphabet, small_shape},
+    {kCompactAlphabet, small_compact_shape},
+    {kDeviceAlphabet, small_device_shape},
+};
+constexpr size_t kLongest = 3;
+
+History make(const Alphabet& alphabet, uint64_t code, size_t length) {
     History history;
     history.seed = 1; /* one image id for all: worlds that begin alike share their states */
-    history.shape = compact ? small_compact_shape() : small_shape();
+    history.shape = alphabet.shape();
     for (size_t i = 0; i < length; i++) {
-        Op op = compact ? kCompactAlphabet[code % kOps] : kAlphabet[code % kOps];
+        Op op = alphabet.ops[code % alphabet.ops.size()];
         op.number = i;
         history.ops.push_back(op);
-        code /= kOps;
+        code /= alphabet.ops.size();
     }
     return history;
 }
@@ -98,24 +134,32 @@ History make(uint64_t code, size_t length, bool compact) {
 }  // namespace
 
 uint64_t small_world_count() {
-    return 2 * kOneAlphabet;
+    uint64_t count = 0;
+    for (const Alphabet& alphabet : kAlphabets) {
+        for (size_t length = 1; length <= kLongest; length++) {
+            count += alphabet.histories(length);
+        }
+    }
+    return count;
 }
 
 History small_world(uint64_t index) {
-    const bool compact = index >= kOneAlphabet;
-    index -= compact ? kOneAlphabet : 0;
-    uint64_t histories = kOps;
-    for (size_t length = 1;; length++) {
-        if (index < histories) {
-            return make(index, length, compact);
+    for (const Alphabet& alphabet : kAlphabets) {
+        for (size_t length = 1; length <= kLongest; length++) {
+            const uint64_t histories = alphabet.histories(length);
+            if (index < histories) {
+                return make(alphabet, index, length);
+            }
+            index -= histories;
         }
-        index -= histories;
-        histories *= kOps;
     }
+    FVD_ASSERT(false && "there are not so many small worlds");
+    return {};
 }
 
 History small_world_of_four(uint64_t seed) {
-    History history = make(mix(seed, 4) % (kOps * kOps * kOps * kOps), 4, seed % 4 >= 2);
+    const Alphabet& alphabet = kAlphabets[seed / 2 % std::size(kAlphabets)];
+    History history = make(alphabet, mix(seed, 4) % alphabet.histories(4), 4);
     history.shape.depth = seed % 2 == 0 ? 1 : 4; /* one after the other, or all at once */
     history.seed = history.shape.depth == 1 ? 1 : seed;
     return history;

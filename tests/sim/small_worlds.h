@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #pragma once
 /*
- * Complete small worlds: on a disk of four blocks all histories of up to three operations, and a
- * part of those of four that changes with the seed. Nearly every crash bug known of file systems
- * needs no more.
+ * Complete small worlds: on a disk of four blocks, on a compact one of two chunks, and on one whose
+ * device has room for one, all histories of up to three operations, and a part of those of four
+ * that changes with the seed. Nearly every crash bug known of file systems needs no more.
  */
 
 #include "history.h"

@@ -548,6 +548,7 @@ void World::end_of_process() {
     image_.reset();
     forget_timers();
     host_.lift_faults();
+    host_.forget_lengths();
     pending_changed_ = look_now_ = false;
     urgent_ = nullptr;
     resizing_ = false;

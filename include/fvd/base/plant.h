@@ -63,6 +63,9 @@
     PLANT(pause_for_ever, "B17: prefetch is resumed and does not go on")                    \
     PLANT(filled_before_flush, "P1: the base is given up before data is durable")           \
     PLANT(keep_filled_flag, "P3: an emptied image still says that it is full")              \
+    PLANT(growth_unchecked, "P7: storage that did not grow counts as longer")               \
+    PLANT(old_bytes_are_zeros, "P3: what others made of a device counts as zeros")          \
+    PLANT(repair_forgets_home, "P1: a repair voids records that are not home")              \
     PLANT(canary, "nothing is broken; the alarm must ring all the same")
 
 namespace fvd::plant {
