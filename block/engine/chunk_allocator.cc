@@ -2,6 +2,7 @@
 #include "fvd/engine/chunk_allocator.h"
 
 #include <algorithm>
+#include <bit>
 #include <cerrno>
 #include <cstring>
 
@@ -84,6 +85,14 @@ uint64_t SlotSet::first(uint64_t from, uint64_t end, bool member) const {
         return std::min(from, end);
     }
     return bits_.run_end(from, end, !member);
+}
+
+uint64_t SlotSet::end() const {
+    uint64_t words = bits_.words();
+    while (words != 0 && bits_.word(words - 1) == 0) {
+        words--;
+    }
+    return words == 0 ? 0 : 64 * words - static_cast<uint64_t>(std::countl_zero(bits_.word(words - 1)));
 }
 
 /* ----------------------------------------------------------------------------------- begin */
@@ -199,9 +208,15 @@ SlotRange ChunkAllocator::take(SlotIndex hint, uint64_t most) {
     return {SlotIndex(begin), SlotIndex(end)};
 }
 
+/* What was not given back to the storage before is still to be given. */
 void ChunkAllocator::put_back(SlotRange slots) {
     used_.remove(slots.begin.value, slots.end.value);
     first_free_ = std::min(first_free_, slots.begin.value);
+    while (!slots.empty() && !cannot_trim_) {
+        const SlotRange unknown = first_unknown(slots);
+        stale_.add(unknown.begin.value, unknown.end.value);
+        slots.begin = unknown.end;
+    }
 }
 
 SlotRange ChunkAllocator::put_back_unstored(SlotRange slots) {

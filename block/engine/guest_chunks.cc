@@ -80,7 +80,7 @@ std::optional<SlotIndex> Image::slot_of(ChunkIndex chunk) {
     return table().slot(chunk);
 }
 
-/* All that one request needs is taken at once: requests beside it do not come between. */
+/* What one request needs is taken at once, up to 64 MiB: requests beside it do not come between. */
 Status Image::store_chunks(uint64_t offset, uint64_t length) {
     if (all_stored(offset, length)) {
         return {};
@@ -155,13 +155,15 @@ Status Image::take_slots(SlotIndex hint, uint64_t most, SlotRange* slots) {
         Status status = -ENOSPC;
         *slots = slots_.take(hint, most);
         if (!slots->empty()) {
+            const SlotIndex begin = slots->begin;
             status = slots_.grow_to(slots->end);
             *slots = status.ok() ? *slots : slots_.put_back_unstored(*slots);
             if (!slots->empty()) {
                 return {};
             }
             hint = SlotIndex(kNotStored);
-            if (most > 1) { /* there may be room for one */
+            /* There may be room for one, or others beside us who wanted more have put it back. */
+            if (most > 1 || slots_.has_free_below(begin)) {
                 most = 1;
                 continue;
             }

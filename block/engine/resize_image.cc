@@ -124,7 +124,7 @@ Status Image::lengthen_data(uint64_t old_size, uint64_t size, Preallocation mode
         const Status status = there < end ? host_.resize(FVD_FILE_DATA, end, storage) : Status();
         /* That a device is longer than it was, somebody may notice only by failing to lengthen it.
          */
-        if (status.ok() || storage != FVD_PREALLOC_OFF || host_.length(FVD_FILE_DATA) <= length) {
+        if (status.ok() || host_.length(FVD_FILE_DATA) <= length) {
             return status;
         }
     }
@@ -346,6 +346,8 @@ Error Image::shrink(uint64_t size) {
     if (header_.has_table()) {
         (void)commit_freed().ok();
         give_space_back();
+        HostLock lock(host_);
+        slots_.disk_has(header_.chunk_count());
     } else {
         /* Space that stays is no harm: grown again it is made zeros first. */
         (void)host_.resize(FVD_FILE_DATA, header_.data_offset + size, FVD_PREALLOC_OFF).ok();

@@ -242,7 +242,7 @@ uint64_t View::chunks_without_slot() const {
     const uint64_t tracked = header_->tracked_size();
     const uint64_t size = header_->chunk_size;
     uint64_t count = 0;
-    for (uint64_t chunk = 0; chunk < entries_.size() && chunk * size < tracked; chunk++) {
+    for (uint64_t chunk = 0; chunk * size < tracked; chunk++) {
         const uint64_t end = std::min((chunk + 1) * size, tracked);
         count +=
             entries_[chunk] == kNotStored &&

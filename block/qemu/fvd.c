@@ -939,6 +939,7 @@ fvd_co_truncate(BlockDriverState *bs, int64_t offset, bool exact,
                 PreallocMode prealloc, BdrvRequestFlags flags, Error **errp)
 {
     BDRVFvdState *s = bs->opaque;
+    g_autofree struct fvd_info *info = NULL;
     enum fvd_preallocation mode;
     struct fvd_error error;
     int ret = fvd_preallocation_from_qemu(prealloc, &mode, errp);
@@ -951,12 +952,12 @@ fvd_co_truncate(BlockDriverState *bs, int64_t offset, bool exact,
         return -EACCES;
     }
     ret = fvd_resize(s->image, offset, mode, &error);
-    if (ret < 0) {
-        return fvd_error_to_qemu(ret, &error, errp);
-    }
-    s->virtual_size = offset;
-    bs->total_sectors = offset / BDRV_SECTOR_SIZE;
-    return 0;
+    /* One that failed may have been impossible to undo. */
+    info = g_new(struct fvd_info, 1);
+    fvd_get_info(s->image, info);
+    s->virtual_size = info->virtual_size;
+    bs->total_sectors = s->virtual_size / BDRV_SECTOR_SIZE;
+    return fvd_error_to_qemu(ret, &error, errp);
 }
 
 /* The block layer calculates with powers of two where it asks for clusters. */

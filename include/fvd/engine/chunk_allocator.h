@@ -67,6 +67,8 @@ class SlotSet {
     void move_to(SlotSet& other);
     /** How many of [begin, end). */
     uint64_t members(uint64_t begin, uint64_t end) const;
+    /** Behind the last member; 0 of none. */
+    uint64_t end() const;
     /** The first slot in [from, end) that is a member, or is not; @p end without one. */
     uint64_t first(uint64_t from, uint64_t end, bool member) const;
 
@@ -100,9 +102,13 @@ class ChunkAllocator {
 
     /** May suspend. Make storage reach to @p end. ENOSPC and the like. */
     Status grow_to(SlotIndex end);
-    /** The disk has so many chunks now. */
+    /** The disk has so many chunks now. Slots that are in use stay, wherever they are. */
     void disk_has(uint64_t chunks) {
-        limit_ = std::max(limit_, std::min(chunks + reserved_, slot_count_));
+        limit_ = std::max(std::min(chunks + reserved_, slot_count_), used_.end());
+    }
+    /** A slot below @p slot is free. */
+    bool has_free_below(SlotIndex slot) const {
+        return used_.first(first_free_, slot.value, false) < slot.value;
     }
     /** May suspend. */
     void wait_until_drained();

@@ -96,6 +96,15 @@ class CompactTest : public ::testing::Test {
         image->describe(&info);
         return info.chunks_stored;
     }
+    /** All chunks freed and written again stand within so many bytes of storage. */
+    void expect_within(uint64_t storage) {
+        const uint64_t disk = image->header().virtual_size;
+        ASSERT_TRUE(image->discard(0, disk).ok());
+        ASSERT_TRUE(write(0, disk, 1).ok());
+        for (uint64_t at = 0; at < disk; at += kChunk) {
+            EXPECT_LT(image->where(at, 1).data_offset, header().data_offset + storage) << at;
+        }
+    }
     Header header() { return choose_header(host.files[FVD_FILE_IMAGE]).value().header; }
     void set_entry_at_home(uint64_t chunk, uint32_t entry) {
         const Header h = header();
@@ -234,6 +243,20 @@ TEST_F(CompactTest, FreedSpaceIsGivenBackAtClose) {
     open();
     expect_fill(kChunk, 2 * kChunk, 0);
     expect_fill(3 * kChunk, kChunk, 1);
+}
+
+TEST_F(CompactTest, SpaceThatCouldNotBeMadeZerosIsGivenBackAllTheSame) {
+    create();
+    open();
+    ASSERT_TRUE(write(0, kChunk, 1).ok());
+    ASSERT_TRUE(image->discard(0, kChunk).ok());
+    ASSERT_TRUE(image->flush().ok());
+    host.fail_call = "zero data";
+    host.fail_times = 1;
+    EXPECT_EQ(write(5 * kChunk, 512, 3).value(), -EIO);
+    host.log.clear();
+    close();
+    EXPECT_EQ(host.count("zero data"), 1u);
 }
 
 TEST_F(CompactTest, ASlotWhoseContentIsUnknownIsZeroedBeforeUse) {
@@ -475,6 +498,16 @@ TEST_F(CompactTest, AGrownDiskCanHaveItsSlotsInAdvance) {
     expect_fill(0, 2 * kDisk, 0);
 }
 
+TEST_F(CompactTest, ASmallerDiskUsesTheSlotsOfASmallerDisk) {
+    create();
+    open();
+    ASSERT_TRUE(image->resize(2 * kDisk, FVD_PREALLOC_OFF).ok());
+    ASSERT_TRUE(write(0, 2 * kDisk, 1).ok());
+    ASSERT_TRUE(image->resize(kDisk, FVD_PREALLOC_OFF).ok());
+    expect_within(kDisk);
+    expect_fill(0, kDisk, 1);
+}
+
 TEST_F(CompactTest, ADiskThatCannotHaveItsStorageInAdvanceKeepsItsSize) {
     for (const char* call : {"zero data", "resize data"}) {
         host = MemoryHost();
@@ -492,6 +525,7 @@ TEST_F(CompactTest, ADiskThatCannotHaveItsStorageInAdvanceKeepsItsSize) {
         host.fail_times = 0;
         ASSERT_TRUE(image->flush().ok());
         EXPECT_EQ(chunks_stored(), kChunks);
+        expect_within(kDisk);
         reopen();
         EXPECT_EQ(image->header().virtual_size, kDisk);
         expect_fill(0, kDisk, 1);

@@ -245,6 +245,12 @@ TEST(JudgeTable, EachFaultIsCountedWhereItIs) {
     EXPECT_EQ(facts.shared.first, ChunkIndex(4));
 }
 
+TEST(JudgeTable, TheSlotBehindTheLastCannotBe) {
+    const TableFacts facts = facts_of({2, kNotStored}, 2);
+    EXPECT_EQ(facts.impossible.count, 1u);
+    EXPECT_EQ(facts.past_end.count, 0u);
+}
+
 TEST(JudgeTable, SlotsInsideAreWhole) {
     const Header header = compact_header();
     const uint64_t at = header.data_offset;

@@ -276,6 +276,8 @@ TEST(BlockBitmapDeathTest, WhatIsOutsideIsAsserted) {
     EXPECT_DEATH(bitmap.clear(2, 1), "assertion failed");
     EXPECT_DEATH((void)bitmap.all_set(0, 101), "assertion failed");
     EXPECT_DEATH((void)bitmap.any_set(0, 101), "assertion failed");
+    EXPECT_DEATH((void)bitmap.count(0, 101), "assertion failed");
+    EXPECT_DEATH((void)bitmap.count(2, 1), "assertion failed");
     EXPECT_DEATH((void)bitmap.run_end(5, 5), "assertion failed");
     EXPECT_DEATH(bitmap.load(4, bytes), "assertion failed");
     EXPECT_DEATH(bitmap.store(0, MutableBytes(bytes).first(7)), "assertion failed");

@@ -209,6 +209,15 @@ TEST(Probe, EveryLength) {
     }
 }
 
+TEST(Probe, LooksAtTheBlockSizeAsSoonAsAllOfItIsThere) {
+    Block block(sample_header());
+    block.set("block_size", 1);
+    const HeaderField place = Block::field("block_size");
+    const auto file = file_of(block, block);
+    EXPECT_EQ(probe(ConstBytes(file).first(place.offset + place.size - 1)), 100);
+    EXPECT_EQ(probe(ConstBytes(file).first(place.offset + place.size)), 0);
+}
+
 TEST(Probe, LooksAtTheCopyWhereThePrimaryIsDamaged) {
     const auto file = file_of(Block(), Block(sample_header()));
     EXPECT_EQ(probe(file), 100);

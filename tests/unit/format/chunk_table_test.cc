@@ -188,12 +188,31 @@ TEST(ChunkTable, WhoSeesASlotSeesWhatWasDoneToIt) {
     writer.join();
 }
 
+TEST(ChunkTable, NothingIsClearedOfNothing) {
+    Table table({0, 1});
+    table.view.clear(ChunkIndex(5), ChunkIndex(5));
+    table.view.clear(ChunkIndex(1), ChunkIndex(0));
+    EXPECT_EQ(table.view.stored(), 2u);
+}
+
+TEST(ChunkTable, TakesTheEntriesOfOneThatIsNoLarger) {
+    std::vector<uint32_t> list = {5, 6, 99};
+    const ChunkTable smaller(std::span<uint32_t>(list).first(2));
+    Table larger({0, 1, 2});
+    larger.view.copy_from(smaller);
+    EXPECT_EQ(larger.entries, (std::vector<uint32_t>{5, 6, 2}));
+    Table equal({0, 1});
+    equal.view.copy_from(smaller);
+    EXPECT_EQ(equal.entries, (std::vector<uint32_t>{5, 6}));
+}
+
 TEST(ChunkTableDeathTest, WhatIsOutsideIsAsserted) {
     Table table({1, 2});
     std::array<std::byte, 8> bytes{};
     EXPECT_DEATH((void)table.view.entry(ChunkIndex(2)), "assertion failed");
     EXPECT_DEATH(table.view.set_entry(ChunkIndex(2), 0), "assertion failed");
     EXPECT_DEATH(table.view.set(ChunkIndex(0), SlotIndex(kNotStored)), "assertion failed");
+    EXPECT_DEATH(table.view.clear(ChunkIndex(0), ChunkIndex(3)), "assertion failed");
     EXPECT_DEATH((void)table.view.run(ChunkIndex(1), ChunkIndex(1)), "assertion failed");
     EXPECT_DEATH((void)table.view.run(ChunkIndex(0), ChunkIndex(3)), "assertion failed");
     EXPECT_DEATH(table.view.load(2, bytes), "assertion failed");

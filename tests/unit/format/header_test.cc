@@ -743,5 +743,59 @@ TEST(Header, PrefetchDelayIsClampedOnBothSides) {
     }
 }
 
+/* ------------------------------------------------------------------ chunks and slots */
+
+Header with_slots() {
+    Header header;
+    header.virtual_size = 10 * 4096;
+    header.chunk_size = 4096;
+    header.table_size = 4096;
+    header.data_offset = 8192;
+    return header;
+}
+
+void expect_slots(const Header& header, ByteRange bytes, uint64_t begin, uint64_t end) {
+    const ReservedSlots::Range under = header.slots_under(bytes);
+    EXPECT_EQ(under.begin, begin) << bytes.begin << " to " << bytes.end;
+    EXPECT_EQ(under.end, end) << bytes.begin << " to " << bytes.end;
+}
+
+TEST(Header, ChunksWantATableAndASize) {
+    Header header = with_slots();
+    EXPECT_EQ(header.chunk_count(), 10u);
+    header.virtual_size++;
+    EXPECT_EQ(header.chunk_count(), 11u);
+    header.table_size = 0;
+    EXPECT_EQ(header.chunk_count(), 0u);
+    header = with_slots();
+    header.chunk_size = 0;
+    EXPECT_EQ(header.chunk_count(), 0u);
+}
+
+TEST(Header, SlotsUnderBytes) {
+    const Header header = with_slots();
+    expect_slots(header, {8192, 8193}, 0, 1);
+    expect_slots(header, {0, 8193}, 0, 1);
+    expect_slots(header, {12287, 12289}, 0, 2);
+    expect_slots(header, {12288, 16384}, 1, 2);
+    expect_slots(header, {20000, 30000}, 2, 6);
+}
+
+TEST(Header, NoSlotsUnderBytes) {
+    const Header header = with_slots();
+    expect_slots(header, {0, 8191}, 0, 0);
+    expect_slots(header, {0, 8192}, 0, 0);
+    expect_slots(header, {20001, 20001}, 0, 0);
+    Header other = header;
+    other.table_size = 0;
+    expect_slots(other, {20000, 30000}, 0, 0);
+    other = header;
+    other.data_file[0] = 'd';
+    expect_slots(other, {20000, 30000}, 0, 0);
+    other = header;
+    other.chunk_size = 0;
+    expect_slots(other, {20000, 30000}, 0, 0);
+}
+
 }  // namespace
 }  // namespace fvd

@@ -381,6 +381,21 @@ TEST(HeritageView, ACopiedChunkThatNobodyWroteDownIsReadFromTheBase) {
     EXPECT_EQ(seen.view.chunks_without_slot(), 3u);
 }
 
+TEST(HeritageView, AChunkBehindTheBaseIsNoCopyOfIt) {
+    OldImage image(true, true);
+    image.set("base_img_size", 5 * kOldChunk);
+    image.set("block_size", 4 * kOldChunk);
+    image.set_bit(1);
+    EXPECT_EQ(Seen(image).view.chunks_without_slot(), 1u);
+}
+
+TEST(HeritageViewDeathTest, WhatIsOutsideIsAsserted) {
+    OldImage image(false, false);
+    const Seen seen(image);
+    EXPECT_DEATH((void)seen.view.where(0, 0), "assertion failed");
+    EXPECT_DEATH((void)seen.view.where(0, kOldDisk + 1), "assertion failed");
+}
+
 TEST(HeritageView, DataThatTheFirstWriteWouldHaveMadeIsZero) {
     OldImage image(false, false);
     Seen seen(image);
@@ -426,6 +441,30 @@ TEST(HeritageJournal, RecordsOfBothKindsInOneSector) {
     EXPECT_EQ(seen.replay(OldSector().table(1, {0x80000004u, 0x80000005u}).bitmap(128, 9)), "");
     EXPECT_EQ(seen.facts.sectors, 2u);
     EXPECT_EQ(seen.facts.unsaved, 1u);
+}
+
+TEST(HeritageJournal, RecordsOfEachKindAloneAreNews) {
+    OldImage image(true, true);
+    Seen seen(image);
+    EXPECT_EQ(seen.replay(OldSector().bitmap(128, 9)), "");
+    EXPECT_EQ(seen.facts.unsaved, 1u);
+    EXPECT_EQ(seen.replay(OldSector().table(1, {0x80000004u})), "");
+    EXPECT_EQ(seen.facts.unsaved, 2u);
+    /* News, and nothing new after it. */
+    EXPECT_EQ(seen.replay(OldSector().bitmap(0, 1).bitmap(128, 9)), "");
+    EXPECT_EQ(seen.facts.unsaved, 3u);
+    EXPECT_EQ(seen.replay(OldSector().table(2, {5}).table(1, {4})), "");
+    EXPECT_EQ(seen.facts.unsaved, 4u);
+}
+
+TEST(HeritageJournal, ARecordThatBeginsAtTheEndOfTheBaseIsNoneOfItsLastBlock) {
+    OldImage image(true, false);
+    image.set("base_img_size", kOldBase + kOldSector);
+    Seen seen(image);
+    EXPECT_EQ(seen.replay(OldSector().bitmap(kOldBase / kOldSector + 1, 1)), "");
+    EXPECT_EQ(seen.view.blocks_here(), 0u);
+    EXPECT_EQ(seen.replay(OldSector().bitmap(kOldBase / kOldSector, 1)), "");
+    EXPECT_EQ(seen.view.blocks_here(), 1u);
 }
 
 TEST(HeritageJournal, ABitmapRecordIsFollowedByAnother) {
