@@ -394,26 +394,5 @@ TEST_F(ResizeTest, AFullBitmapNeedsNoRoom) {
     }
 }
 
-TEST(FindGap, TakesTheLowestThatFits) {
-    LayoutRequest request;
-    request.virtual_size = 64 * kMiB;
-    request.compact = true;
-    request.journal_size = 64 * kUnit;
-    Header h = plan_layout(request).value();
-    ASSERT_EQ(h.table_offset, 8192u);
-    ASSERT_EQ(h.journal_offset, 12288u);
-    const uint64_t behind = h.journal_offset + h.journal_size;
-    EXPECT_EQ(find_gap(h, 4096), behind);
-    EXPECT_EQ(find_gap(h, h.data_offset - behind), behind);
-    EXPECT_EQ(find_gap(h, h.data_offset - behind + 4096), std::nullopt);
-    h.table_offset = behind;
-    EXPECT_EQ(find_gap(h, 4096), 8192u) << "where the table stood first";
-    EXPECT_EQ(find_gap(h, 8192), behind + 4096);
-    request.separate_data_file = true;
-    Header with_file = plan_layout(request).value();
-    with_file.data_file[0] = 'd';
-    EXPECT_EQ(find_gap(with_file, 1024 * kMiB), behind);
-}
-
 }  // namespace
 }  // namespace fvd::testing

@@ -107,6 +107,16 @@ TEST(HeritageHeader, WithoutBaseAndTableNothingIsTracked) {
     EXPECT_FALSE(header.has_metadata());
 }
 
+TEST(HeritageHeader, ChunksWantATableAndASize) {
+    Header header = decoded(OldImage(false, true));
+    EXPECT_EQ(header.chunk_count(), kOldDisk / kOldChunk);
+    header.compact = false;
+    EXPECT_EQ(header.chunk_count(), 0u);
+    header.compact = true;
+    header.chunk_size = 0;
+    EXPECT_EQ(header.chunk_count(), 0u);
+}
+
 TEST(HeritageHeader, ADiskShorterThanItsBaseTracksItself) {
     OldImage image(true, false);
     image.set("virtual_disk_size", kOldBlock + kOldSector);

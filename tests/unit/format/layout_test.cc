@@ -327,6 +327,9 @@ INSTANTIATE_TEST_SUITE_P(
                     "block_size is 7680 bytes; must be between 15360 and 2097152 for a base of "
                     "32985348833280 bytes"},
         RequestCase{"BaseLargest", over_base(4 * kPiB, 0), 0, ""},
+        RequestCase{"BaseLargestInSmallBlocks", over_base(4 * kPiB, 512), -EINVAL,
+                    "block_size is 512 bytes; must be between 2097152 and 2097152 for a base of "
+                    "4503599627370496 bytes"},
         RequestCase{"BaseTooLarge", over_base(4 * kPiB + 512, 0), -EFBIG,
                     "a base of 4503599627371008 bytes is too large; a bitmap can cover "
                     "4503599627370496"},
@@ -658,6 +661,66 @@ TEST(RegionsOf, TheLargestNumbersDoNotWrap) {
         EXPECT_LT(range.begin, range.end);
         EXPECT_LT(range.end, uint64_t{1} << 63);
     }
+}
+
+/* ------------------------------------------------------------------ a table that moves */
+
+Header compact_of(uint64_t virtual_size, uint64_t chunk_size = 0) {
+    LayoutRequest request;
+    request.virtual_size = virtual_size;
+    request.compact = true;
+    request.chunk_size = chunk_size;
+    request.journal_size = 64 * 4096;
+    return plan_layout(request).value();
+}
+
+TEST(FindGap, TakesTheLowestThatFits) {
+    Header h = compact_of(64 * kMiB);
+    ASSERT_EQ(h.table_offset, 8192u);
+    ASSERT_EQ(h.journal_offset, 12288u);
+    const uint64_t behind = h.journal_offset + h.journal_size;
+    EXPECT_EQ(find_gap(h, 4096), behind);
+    EXPECT_EQ(find_gap(h, h.data_offset - behind), behind);
+    EXPECT_EQ(find_gap(h, h.data_offset - behind + 4096), std::nullopt);
+    h.table_offset = behind;
+    EXPECT_EQ(find_gap(h, 4096), 8192u) << "where the table stood first";
+    EXPECT_EQ(find_gap(h, 8192), behind + 4096);
+}
+
+TEST(FindGap, BehindADataFileNothingIsInTheWay) {
+    Header h = compact_of(64 * kMiB);
+    h.data_file[0] = 'd';
+    h.data_offset = 0;
+    EXPECT_EQ(find_gap(h, 1024 * kMiB), h.journal_offset + h.journal_size);
+}
+
+/* A region that is not there, and would stand in the middle, is in nobody's way. */
+TEST(FindGap, RegionsThatDoNotExistTakeNoRoom) {
+    Header h = compact_of(64 * kMiB);
+    h.bitmap_offset = h.journal_offset + h.journal_size + 4096;
+    h.bitmap_size = 0;
+    EXPECT_EQ(find_gap(h, 8192), h.journal_offset + h.journal_size);
+}
+
+TEST(LargerTable, HasRoomForAnEighthMoreAndForEverySlotThereIs) {
+    const Header h = compact_of(64 * kMiB);
+    EXPECT_EQ(larger_table_size(h, 2048 * kMiB).value(), 12288u) << "2048 and 256 entries";
+    EXPECT_EQ(larger_table_size(h, 64 * kMiB).value(), 4096u) << "as many as it has";
+}
+
+TEST(LargerTable, MapsSoManyChunksAndNotOneMore) {
+    const Header h = compact_of(64 * kMiB);
+    const uint64_t most = limits::kMaxTableSize / 4 * h.chunk_size;
+    EXPECT_EQ(larger_table_size(h, most).value(), limits::kMaxTableSize);
+    EXPECT_EQ(larger_table_size(h, most + 512).error().code, -EFBIG);
+}
+
+TEST(SlotsForRegion, ReachFromAnAlignedPlaceInTheFirstToItsEnd) {
+    EXPECT_EQ(slots_for_region(compact_of(kMiB, 4096), 8192), 2u);
+    EXPECT_EQ(slots_for_region(compact_of(kMiB, 4096), 8193), 3u);
+    EXPECT_EQ(slots_for_region(compact_of(kMiB, 8192), 4096), 1u);
+    EXPECT_EQ(slots_for_region(compact_of(kMiB, 7680), 8192), 2u) << "4096 may be lost before it";
+    EXPECT_EQ(slots_for_region(compact_of(kMiB, 7680), 11776), 3u);
 }
 
 }  // namespace
