@@ -124,13 +124,12 @@ Error lengthen(Host& host, File file, uint64_t size, Preallocation mode) {
         return Error::none();
     }
     const Status status = host.resize(file, size, mode);
-    return status.ok()
-               ? Error::none()
-               : Error::make(status.value(),
-                             "the %s has %llu bytes and cannot be made %llu bytes long: %s",
-                             file == FVD_FILE_DATA ? "data file" : "image",
-                             print(static_cast<uint64_t>(now)), print(size),
-                             std::strerror(-status.value()));
+    return status.ok() ? Error::none()
+                       : Error::make(status.value(),
+                                     "the %s has %llu bytes and cannot be made %llu bytes long: %s",
+                                     file == FVD_FILE_DATA ? "data file" : "image",
+                                     print(static_cast<uint64_t>(now)), print(size),
+                                     std::strerror(-status.value()));
 }
 
 /* Give a file at least @p size bytes. *reads_zero: what nobody wrote reads as zeros. */

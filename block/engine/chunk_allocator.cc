@@ -92,7 +92,8 @@ uint64_t SlotSet::end() const {
     while (words != 0 && bits_.word(words - 1) == 0) {
         words--;
     }
-    return words == 0 ? 0 : 64 * words - static_cast<uint64_t>(std::countl_zero(bits_.word(words - 1)));
+    return words == 0 ? 0
+                      : 64 * words - static_cast<uint64_t>(std::countl_zero(bits_.word(words - 1)));
 }
 
 /* ----------------------------------------------------------------------------------- begin */
@@ -230,8 +231,10 @@ SlotRange ChunkAllocator::first_unknown(SlotRange slots) const {
     return {SlotIndex(begin), SlotIndex(unknown_.first(begin, slots.end.value, false))};
 }
 
+/* Others turn phases, too: durable ones may wait where none is draining. */
 void ChunkAllocator::wait_until_drained() {
-    if (trimming_ || (!draining_.empty() && !in_flight_.former_is_empty())) {
+    const bool waiting = !draining_.empty() || !durable_.empty();
+    if (trimming_ || (waiting && !in_flight_.former_is_empty())) {
         drain_waiters_.wait(host_);
     }
 }

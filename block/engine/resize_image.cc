@@ -275,10 +275,10 @@ Error Image::find_place(uint64_t bytes, NewPlace* place) {
     if (status.ok() && static_cast<uint64_t>(length) < place->region.end) {
         status = host_.resize(FVD_FILE_IMAGE, place->region.end, FVD_PREALLOC_OFF);
     }
-    return status.ok() ? Error::none()
-                       : Error::make(status.value(),
-                                     "the image cannot be extended to %llu bytes: %s",
-                                     print(place->region.end), std::strerror(-status.value()));
+    return status.ok()
+               ? Error::none()
+               : Error::make(status.value(), "the image cannot be extended to %llu bytes: %s",
+                             print(place->region.end), std::strerror(-status.value()));
 }
 
 Error Image::place_among_slots(uint64_t bytes, NewPlace* place) {

@@ -519,8 +519,9 @@ TEST_F(CompactTest, ADiskThatCannotHaveItsStorageInAdvanceKeepsItsSize) {
         host.fail_times = -1;
         const Error error = image->resize(2 * kDisk, FVD_PREALLOC_FULL);
         EXPECT_EQ(error.code, -ENOSPC);
-        EXPECT_STREQ(error.text, "storage for a disk of 524288 bytes cannot be allocated in "
-                                 "advance: No space left on device");
+        EXPECT_STREQ(error.text,
+                     "storage for a disk of 524288 bytes cannot be allocated in "
+                     "advance: No space left on device");
         EXPECT_EQ(image->header().virtual_size, kDisk);
         host.fail_times = 0;
         ASSERT_TRUE(image->flush().ok());

@@ -145,7 +145,9 @@ TEST(CreateCompact, ADeviceTooSmallToPreallocateIsRefused) {
     options.preallocation = FVD_PREALLOC_METADATA;
     const Error error = create_image(device.host, options);
     EXPECT_EQ(error.code, -ENOTSUP);
-    EXPECT_STREQ(error.text, "the image has 3145728 bytes and cannot be made 4194304 bytes long: Operation not supported");
+    EXPECT_STREQ(error.text,
+                 "the image has 3145728 bytes and cannot be made 4194304 bytes long: Operation not "
+                 "supported");
     EXPECT_EQ(device.host.count("write image 0"), 0u) << "there must be no image";
 }
 
