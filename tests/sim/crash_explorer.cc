@@ -144,7 +144,8 @@ bool CrashExplorer::open_read_only(int depth) {
         if (!error.ok()) {
             fine = broken("P5", std::string("a read-only open after a cut failed: ") + error.text);
         } else if (here.size = image.header().virtual_size; !reference_->legal_size(here.size)) {
-            fine = broken("P1", "after a cut the disk has " + std::to_string(here.size) + " bytes");
+            fine = broken("P1", "after a cut the disk has " + std::to_string(here.size) +
+                                    " bytes; legal: " + reference_->legal_sizes_text());
         } else if (!read_all(image, here.size, here.content)) {
             fine = broken("P5", "a read after a cut failed (read-only)");
         } else {

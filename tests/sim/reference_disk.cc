@@ -42,6 +42,11 @@ void ReferenceDisk::resize_ends(uint64_t size, bool certain) {
     expectation_++;
 }
 
+std::string ReferenceDisk::legal_sizes_text() const {
+    const std::string one = std::to_string(size_);
+    return size_ == other_size_ ? one : one + " or " + std::to_string(other_size_);
+}
+
 void ReferenceDisk::settle(uint64_t cell, Value value) {
     Write only;
     only.value = value;

@@ -24,8 +24,7 @@ class ReferenceDisk {
     /** A disk of @p size bytes that may grow to @p most. */
     ReferenceDisk(uint64_t size, uint64_t most, uint32_t cell_size);
 
-    /** What the guest has; cells behind it read as zeros should they come to be. */
-    uint64_t size() const { return size_; }
+    /** Of bytes; what lies behind the guest's end reads as zeros should it come to be. */
     uint64_t most() const { return cells_.size() * cell_size_; }
     uint32_t cell_size() const { return cell_size_; }
     uint64_t cells() const { return size_ / cell_size_; }
@@ -35,6 +34,7 @@ class ReferenceDisk {
     /** It has @p size now. Unless that is certain, a cut may still show the other one. */
     void resize_ends(uint64_t size, bool certain);
     bool legal_size(uint64_t size) const { return size == size_ || size == other_size_; }
+    std::string legal_sizes_text() const;
 
     /** Content before anybody wrote. */
     void set_initial(uint64_t cell, Value value);

@@ -174,8 +174,8 @@ bool World::start_session(StartMode mode) {
 void World::adopt_size(StartMode mode) {
     const uint64_t size = image_->header().virtual_size;
     if (!reference_.legal_size(size)) {
-        fail("P1", "the disk has " + std::to_string(size) + " bytes; it had " +
-                       std::to_string(reference_.size()));
+        fail("P1", "the disk has " + std::to_string(size) +
+                       " bytes; legal: " + reference_.legal_sizes_text());
         return;
     }
     guest_size_ = size;
