@@ -8,6 +8,7 @@
 #include "engine/memory_host.h"
 #include "fvd/base/arith.h"
 #include "fvd/engine/image.h"
+#include "fvd/format/layout.h"
 #include "fvd/verbs.h"
 
 namespace fvd::testing {
@@ -534,6 +535,42 @@ TEST_F(CompactTest, ADiskThatCannotHaveItsStorageInAdvanceKeepsItsSize) {
         expect_fill(kDisk, kDisk, 0);
         close();
     }
+}
+
+/* A table that moves turns the phase of requests, too; what becomes durable then cannot drain
+ * before those of the former one have ended. */
+TEST(ChunkAllocatorTest, WhoWantsASlotWaitsForDurableOnesToo) {
+    MemoryHost host;
+    LayoutRequest request;
+    request.virtual_size = kDisk;
+    request.compact = true;
+    request.chunk_size = kChunk;
+    const Header header = plan_layout(request).value();
+    std::vector<uint32_t> entries(header.table_size / sizeof(uint32_t), kNotStored);
+    struct {
+        MemoryHost* host;
+        ChunkAllocator slots;
+        std::unique_ptr<ChunkAllocator::Use> reader;
+    } world{&host, ChunkAllocator(host), nullptr};
+    using World = decltype(world);
+    const uint64_t length = header.data_offset + kChunk;
+    ASSERT_TRUE(world.slots.begin(header, ChunkTable(entries), length).ok());
+    world.reader = std::make_unique<ChunkAllocator::Use>(&world.slots);
+    const auto want_a_slot = [](void* opaque) {
+        World& in = *static_cast<World*>(opaque);
+        HostLock lock(*in.host);
+        in.slots.give_up(in.slots.take(SlotIndex(0), 1).begin);
+        in.slots.group_collected();
+        in.slots.group_durable();
+        EXPECT_TRUE(in.slots.has_waiting() && !in.slots.needs_commit());
+        in.host->start_task([](void* same) { static_cast<World*>(same)->reader.reset(); }, opaque);
+        in.slots.wait_until_drained();
+        EXPECT_EQ(in.reader, nullptr) << "it was not waited for";
+        EXPECT_EQ(in.slots.take(SlotIndex(0), 1).begin, SlotIndex(0));
+    };
+    host.start_task(want_a_slot, &world);
+    HostLock lock(host);
+    world.slots.wait_for_requests();
 }
 
 /* Against a buffer that does the same, with kills after flushes and reopens in between. */
