@@ -209,10 +209,14 @@ SlotRange ChunkAllocator::take(SlotIndex hint, uint64_t most) {
     return {SlotIndex(begin), SlotIndex(end)};
 }
 
+void ChunkAllocator::set_free(uint64_t begin, uint64_t end) {
+    used_.remove(begin, end);
+    first_free_ = std::min(first_free_, begin);
+}
+
 /* What was not given back to the storage before is still to be given. */
 void ChunkAllocator::put_back(SlotRange slots) {
-    used_.remove(slots.begin.value, slots.end.value);
-    first_free_ = std::min(first_free_, slots.begin.value);
+    set_free(slots.begin.value, slots.end.value);
     while (!slots.empty() && !cannot_trim_) {
         const SlotRange unknown = first_unknown(slots);
         stale_.add(unknown.begin.value, unknown.end.value);
@@ -261,10 +265,9 @@ void ChunkAllocator::put_back_run(ReservedSlots::Range run) {
     if (run.empty()) {
         return;
     }
-    used_.remove(run.begin, run.end);
+    set_free(run.begin, run.end);
     unknown_.add(run.begin, run.end);
     stale_.add(run.begin, run.end);
-    first_free_ = std::min(first_free_, run.begin);
 }
 
 void ChunkAllocator::region_moved(ReservedSlots::Range from, const ReservedSlots& now) {
@@ -371,9 +374,8 @@ void ChunkAllocator::group_durable() {
 void ChunkAllocator::advance() {
     if (!draining_.empty() && (in_flight_.former_is_empty() || FVD_PLANT(reuse_while_read))) {
         draining_.for_each_run([this](uint64_t begin, uint64_t end) {
-            used_.remove(begin, end);
+            set_free(begin, end);
             stale_.add(begin, end);
-            first_free_ = std::min(first_free_, begin);
         });
         draining_.remove(0, slot_count_);
     }
@@ -408,8 +410,7 @@ void ChunkAllocator::trim() {
                                                  (end - begin) * chunk_size_,
                                                  FVD_REQ_MAY_UNMAP | FVD_REQ_NO_FALLBACK);
         host_.lock();
-        used_.remove(begin, end);
-        first_free_ = std::min(first_free_, begin);
+        set_free(begin, end);
         if (status.ok()) {
             unknown_.remove(begin, end);
         }

@@ -66,8 +66,7 @@ constexpr Op kDeviceAlphabet[] = {
     {OpKind::reopen, 0, 0, 0, 1, 0, 0},
     {OpKind::cut, 0, 0, 0, 0, 0, 0},
     {OpKind::kill, 0, 0, 0, 0, 0, 0},
-    {OpKind::resize, 0, 3 * kChunk, 0, FVD_PREALLOC_FALLOC, 0,
-     0}, /* all of its storage, or nothing */
+    {OpKind::resize, 0, 3 * kChunk, 0, FVD_PREALLOC_FALLOC, 0, 0}, /* with storage, or not */
     {OpKind::resize, 0, kChunk + 512, 0, 0, 0, 0},
 };
 

@@ -461,8 +461,9 @@ void World::resize(const Op& op) {
     resizing_ = false;
     oracle_.set_resizing(false);
     guest_size_ = image_->header().virtual_size;
-    const bool may_be_new = error.ok() || host_.faults_hit() != faults; /* undoing may fail */
-    if (guest_size_ != (error.ok() ? size : before) && (guest_size_ != size || !may_be_new)) {
+    const bool as_told = guest_size_ == (error.ok() ? size : before);
+    const bool not_undone = guest_size_ == size && host_.faults_hit() != faults;
+    if (!as_told && !not_undone) {
         fail("P7", "a resize to " + std::to_string(size) + " ends with " +
                        std::to_string(guest_size_) + " bytes");
     }

@@ -183,6 +183,7 @@ class ChunkAllocator {
     void advance();
     void phase_drained();
     uint64_t find_free(SlotIndex hint);
+    void set_free(uint64_t begin, uint64_t end);
     uint64_t slots_within(uint64_t length) const {
         return length <= data_offset_ ? 0 : (length - data_offset_) / chunk_size_;
     }
