@@ -123,37 +123,50 @@ def nbd_server(contender, path, cache):
     socket.unlink(missing_ok=True)
     command = [program("qemu-nbd"), "-t", "-k", str(socket), "-f", contender.format,
                f"--cache={cache}", "--aio=threads", str(path)]
-    server = subprocess.Popen(command, cwd=SCRATCH)
+    log = SCRATCH / "nbd.log"  # of each client that leaves before its last answers, too
+    with open(log, "wb") as output:
+        server = subprocess.Popen(command, cwd=SCRATCH, stderr=output)
     try:
-        wait_for(socket.exists, server)
+        wait_for(socket.exists, server, log)
         yield server, socket
     finally:
         server.terminate()
         server.wait()
 
 
-def wait_for(condition, process):
+def wait_for(condition, process, log=None):
     deadline = time.monotonic() + START_SECONDS
     while not condition():
         if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"{process.args[0]} did not start")
+            raise RuntimeError(f"{process.args[0]} did not start: {log.read_text() if log else str()}")
         time.sleep(0.01)
 
 
-def fio_over_nbd(contender, path, *, count, depth, flush, cache, seed, kind="randwrite",
-                 size=4 * KIB):
-    """Seconds of so many writes with so many in flight, and bytes that the server wrote to files."""
+def fio_over_nbd(contender, path, *, count, depth, flush, cache, seed, disk):
+    """Seconds of so many random writes with so many in flight, and bytes that the server wrote to files."""
+    log = SCRATCH / "fio.log"
+    log.write_text("\n".join(fio_log(seed, count, flush, disk)) + "\n")
     with nbd_server(contender, path, cache) as (server, socket):
         before = written_bytes(server.pid)
-        command = ["fio", "--name=load", "--ioengine=nbd", f"--uri=nbd+unix:///?socket={socket}",
-                   f"--rw={kind}", f"--bs={size}", f"--io_size={count * size}",
-                   f"--iodepth={depth}", f"--fsync={flush}", f"--randseed={seed}",
-                   "--output-format=json"]
-        result = run(command)
+        result = run(["fio", "--name=load", "--ioengine=nbd", f"--uri=nbd+unix:///?socket={socket}",
+                      f"--read_iolog={log}", f"--iodepth={depth}", "--output-format=json"])
         job = json.loads(result[result.index("{"):])["jobs"][0]
-        if job["error"] or job["write"]["total_ios"] != count:
+        # The end of a log is not waited for.
+        if job["error"] or job["write"]["total_ios"] != count or job["write"]["clat_ns"]["N"] < count - depth:
             raise RuntimeError(f"fio on {contender.name} stopped: {result}")
         return job["job_runtime"] / 1000, written_bytes(server.pid) - before
+
+
+def fio_log(seed, count, flush, disk, size=4 * KIB):
+    """What fio is to do, in its own words. Its --fsync will not do: until a sync has come back it sends one more
+    for each free place of its depth, six where one was asked for."""
+    yield "fio version 2 iolog"
+    yield "disk add"
+    yield "disk open"
+    for number, place in enumerate(random.Random(seed).sample(range(disk // size), count), 1):
+        yield f"disk write {place * size} {size}"
+        if flush and number % flush == 0:
+            yield "disk sync 0 0"
 
 
 def written_bytes(process):

@@ -149,11 +149,11 @@ def random_writes(plan, kept):
     compared = everyone(plan, kept)
     results = interleaved(compared, plan.turns(3, 9), fresh_images(
         lambda contender, image, turn: loads.fio_over_nbd(
-            contender, image, count=count, depth=DEPTH, flush=FLUSH, cache="none", seed=turn + 1), kept))
+            contender, image, count=count, depth=DEPTH, flush=FLUSH, cache="none", seed=turn + 1, disk=DISK), kept))
     table = Table(
         f"Random first writes over a base, {DEPTH} in flight, flush each {FLUSH}, cache=none",
-        f"fio (`--ioengine=nbd --rw=randwrite --bs=4k --iodepth={DEPTH} --fsync={FLUSH}`) and qemu-nbd, {count} "
-        f"writes all over the disk of {DISK // GIB} GiB, no place twice.", ["", *(c.name for c in compared)])
+        f"fio (`--ioengine=nbd --read_iolog=... --iodepth={DEPTH}`) and qemu-nbd, {count} writes of 4 KiB all over the "
+        f"disk of {DISK // GIB} GiB, no place twice.", ["", *(c.name for c in compared)])
     seconds = {name: [duration for duration, _ in found] for name, found in results.items()}
     add_speed_rows(table, compared, seconds, count)
     written = {name: statistics.median(number for _, number in found) for name, found in results.items()}
@@ -219,7 +219,7 @@ def random_fill(plan):
             def measure(contender, turn):
                 image = contenders.create(contender, IMAGE, disk)
                 seconds, _ = loads.fio_over_nbd(contender, image, count=count, depth=depth, flush=flush, cache=cache,
-                                                seed=turn + 1)
+                                                seed=turn + 1, disk=disk)
                 contenders.remove(contender, image)
                 return seconds
             seconds = interleaved(plan.all, plan.turns(1, 3), measure)
