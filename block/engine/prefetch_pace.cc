@@ -21,7 +21,7 @@ constexpr double kFastRate = 0.125;
 constexpr double kFastQueueNs = 3 * kMs;
 constexpr double kMostFastQueueNs = 8 * kMs;
 /* After a queue the window is what the pipe holds, and a little for requests that do not fit. */
-constexpr double kDrain = 1.15;
+constexpr double kDrain = 1.1;
 constexpr double kLeastCut = 0.5;
 constexpr double kSureContent = 0.9;
 /* The window at the start: this, and as if the base gave so many bytes a nanosecond (8 MB/s). */
@@ -37,6 +37,8 @@ constexpr double kSpread = 0.9;
 constexpr double kFarLatency = 5 * kMs;
 constexpr double kFarFirstRate = 0.023;
 constexpr double kFarStartGrowth = 1;
+/* So many late scouts in a row end the start: one may have met a machine that was busy. */
+constexpr uint32_t kLateScouts = 2;
 /* A start that brings less than this is over after three rounds. */
 constexpr double kStartGain = 1.25;
 constexpr uint32_t kFlatRounds = 3;
@@ -50,15 +52,16 @@ constexpr double kStepLatency = 25 * kMs;
 constexpr double kStep = 8 * kKiB;
 constexpr double kMostSteps = 4;
 
-/* Requests are an eighth of the window: enough to keep the pipe full, few enough for NBD. */
-constexpr double kRequestsInWindow = 8;
+/* Requests are a tenth of the window: enough to keep the pipe full, few enough, with the scouts,
+ * for NBD. */
+constexpr double kRequestsInWindow = 10;
 constexpr double kLeastRequest = 16 * kKiB;
 
 /* A round is judged by the best of so many scouts, so that jitter does not look like a queue. */
 constexpr uint32_t kScoutsInRound = 5;
 constexpr uint64_t kScoutEvery = 3;
 constexpr uint64_t kDearScoutEvery = 32;
-constexpr double kLongRound = 1.5; /* latencies */
+constexpr double kLongRound = 3; /* latencies: it ends with fewer */
 constexpr PaceTime kLeastRound = 4 * kPaceMs;
 /* At a distance, so that they do not wait for each other. */
 constexpr uint32_t kAskScouts = 4;
@@ -282,8 +285,11 @@ bool PrefetchPace::ask_latency(PaceTime now, PaceDecision* decision) {
         return false;
     }
     stop_measuring(); /* it is we who are slow */
-    const bool first = ask_.issued == 0 || (!latency_.known() && ask_.answers == 0);
-    if (first ? in_flight_ != 0 : ask_.issued >= kAskScouts) {
+    if (ask_.issued >= kAskScouts) {
+        return false; /* what goes behind the scouts is not in their way */
+    }
+    const bool first = ask_.issued == 0 || !latency_.known();
+    if (first && in_flight_ != 0) {
         *decision = hold(PaceReason::pipe_full, kPaceNever);
     } else if (in_flight_ != 0 && now < ask_.next) {
         *decision = hold(PaceReason::pipe_full, ask_.next);
@@ -297,17 +303,17 @@ void PrefetchPace::note_answer(PaceTime now, double took) {
     ask_.least = ask_.answers == 0 ? took : std::min(ask_.least, took);
     ask_.sum += took;
     ask_.answers++;
+    if (!latency_.known()) {
+        (void)latency_.note(now, took, true);
+        window_ = first_window();
+    }
     if (ask_.answers < kAskScouts) {
         return;
     }
-    const bool first = !latency_.known();
     (void)latency_.note(now, ask_.least, true);
     latency_.note_spread(ask_.least, ask_.sum / kAskScouts, kAskScouts);
     ask_.ended = now;
     drop_question();
-    if (first) {
-        window_ = first_window();
-    }
     begin_round(now);
 }
 
@@ -401,10 +407,11 @@ PaceTicket PrefetchPace::issued(PaceTime at, uint64_t bytes) {
     const auto size = static_cast<double>(bytes);
     const bool scout = size <= granule_;
     const double queued = guest_active_ ? backlog(now) : 0;
-    const PaceTicket ticket{now,    bytes,
-                            queued, window_,
-                            scout,  ask_.open && scout ? ask_.number : 0,
-                            phase_, train_.open ? train_.number : 0};
+    const PaceTicket ticket{
+        now,    bytes,
+        queued, window_,
+        scout,  ask_.open && scout && ask_.issued < kAskScouts ? ask_.number : 0,
+        phase_, train_.open ? train_.number : 0};
     if (ticket.ask != 0) {
         const double round_trip = latency_.known() ? latency() : ask_.least;
         ask_.issued++;
@@ -463,6 +470,8 @@ void PrefetchPace::fetched(PaceTime at, const PaceTicket& ticket, bool ok) {
         note_train(now, ticket);
     } else if (ticket.scout) {
         note_scout(now, ticket);
+    } else if (scouts_are_dear()) {
+        note_delay(now, ticket, ns(now - ticket.issued) - size / base_rate());
     }
     measure_read(now, ticket.bytes);
 }
@@ -505,6 +514,12 @@ void PrefetchPace::note_scout(PaceTime now, const PaceTicket& ticket) {
     if (latency_.known() && latency_.note(now, took, false)) {
         ask_.ended = now;
     }
+    note_delay(now, ticket, took);
+}
+
+/* Where scouts are dear, large requests tell delays, too, as far as the time of their own bytes on
+ * the way is known: that is a tenth of a round trip at most. */
+void PrefetchPace::note_delay(PaceTime now, const PaceTicket& ticket, double took) {
     if (ticket.phase != phase_ || ticket.issued < round_.begin) {
         return;
     }
@@ -512,14 +527,14 @@ void PrefetchPace::note_scout(PaceTime now, const PaceTicket& ticket) {
     const double delay = std::max(0.0, took - ticket.queued - latency());
     round_.least_delay = round_.scouts == 0 ? delay : std::min(round_.least_delay, delay);
     round_.scouts++;
-    if (starting_ && !guest_active_ && delay > queue_limit()) {
+    late_scouts_ = delay > queue_limit() ? late_scouts_ + 1 : 0;
+    if (starting_ && !guest_active_ && late_scouts_ >= kLateScouts) {
         end_start(ticket.window, delay);
     }
     const PaceTime took_so_far = now - round_.begin;
-    const uint32_t enough = scouts_are_dear() ? 1 : kScoutsInRound;
     const bool late = ns(took_so_far) > kLongRound * latency();
     const bool early = starting_ && far() && !guest_active_ && ns(took_so_far) < latency();
-    if (took_so_far >= kLeastRound && !early && (round_.scouts >= enough || late)) {
+    if (took_so_far >= kLeastRound && !early && (round_.scouts >= kScoutsInRound || late)) {
         end_round(now);
     }
 }
@@ -543,12 +558,13 @@ void PrefetchPace::end_round(PaceTime now) {
 void PrefetchPace::end_start(double window, double delay) {
     window_ = std::max(granule_, window * kDrain * latency() / (latency() + delay));
     starting_ = false;
+    late_scouts_ = 0;
     guessing_ = false;
     resume_after_ = latency() > kResumeLatency ? kClearRounds : 0;
     begin_round(now_);
 }
 
-/* One late request ended the start. When all was clear after it, what it met was no queue. */
+/* When all was clear after the start's end, what ended it was no queue. */
 void PrefetchPace::resume_start(double delay) {
     if (starting_ || resume_after_ == 0) {
         return;

@@ -30,6 +30,7 @@ PIECE = 128 * KIB
 LINK = 200_000_000  # bits a second
 FAST_LINK = 1_000_000_000
 HERE, THERE, PORT = "198.51.100.1", "198.51.100.2", 10809  # the ends of the link; nobody else's addresses
+NETWORK = "198.51.100.0/30"
 
 
 def tables(plan):
@@ -51,13 +52,14 @@ def process(*words):
 
 @contextlib.contextmanager
 def link(bits):
-    """A pair of interfaces, the far one in a name space of its own, which sends @bits a second. Yields what a
-    command there begins with."""
+    """A pair of interfaces, the far one in a name space of its own, which sends @bits a second, whatever way to
+    send is this machine's standard. Yields what a command there begins with."""
     name = f"fvd{os.getpid()}"
     try:
         for command in (f"ip netns add {name}", f"ip link add {name}a type veth peer name {name}b netns {name}",
                         f"ip address add {HERE}/30 dev {name}a", f"ip -n {name} address add {THERE}/30 dev {name}b",
                         f"ip link set {name}a up", f"ip -n {name} link set {name}b up",
+                        f"ip -n {name} route change {NETWORK} dev {name}b congctl cubic",
                         f"tc -n {name} qdisc add dev {name}b root tbf rate {bits}bit burst 64kb limit 64mb"):
             loads.run(command.split())
         yield ["ip", "netns", "exec", name]

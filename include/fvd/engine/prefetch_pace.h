@@ -182,6 +182,7 @@ class PrefetchPace {
     void note_answer(PaceTime now, double took);
     void drop_question();
     void note_scout(PaceTime now, const PaceTicket& ticket);
+    void note_delay(PaceTime now, const PaceTicket& ticket, double took);
     bool train_due(PaceTime now);
     void note_train(PaceTime now, const PaceTicket& ticket);
     void note_rate(double rate, bool valid_below);
@@ -246,6 +247,7 @@ class PrefetchPace {
     PaceTime spread_until_ = 0; /* so that what comes back is no burst */
     uint32_t clear_rounds_ = 0;
     uint32_t flat_rounds_ = 0;
+    uint32_t late_scouts_ = 0;  /* in a row */
     uint32_t resume_after_ = 0; /* clear rounds after which the start goes on; 0: never again */
     double last_rate_ = 0;
 
