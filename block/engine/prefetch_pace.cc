@@ -303,7 +303,7 @@ void PrefetchPace::note_answer(PaceTime now, double took) {
     ask_.least = ask_.answers == 0 ? took : std::min(ask_.least, took);
     ask_.sum += took;
     ask_.answers++;
-    if (!latency_.known()) {
+    if (!ask_.answered) { /* nothing was fetched yet, and each answer may be less */
         (void)latency_.note(now, took, true);
         window_ = first_window();
     }
@@ -312,13 +312,16 @@ void PrefetchPace::note_answer(PaceTime now, double took) {
     }
     (void)latency_.note(now, ask_.least, true);
     latency_.note_spread(ask_.least, ask_.sum / kAskScouts, kAskScouts);
+    ask_.answered = true;
     ask_.ended = now;
     drop_question();
-    begin_round(now);
 }
 
 void PrefetchPace::drop_question() {
-    ask_ = {.open = !latency_.known(), .number = ask_.number + 1, .ended = ask_.ended};
+    ask_ = {.open = !ask_.answered,
+            .answered = ask_.answered,
+            .number = ask_.number + 1,
+            .ended = ask_.ended};
 }
 
 bool PrefetchPace::time_to_ask(PaceTime now) const {
@@ -416,6 +419,9 @@ PaceTicket PrefetchPace::issued(PaceTime at, uint64_t bytes) {
         const double round_trip = latency_.known() ? latency() : ask_.least;
         ask_.issued++;
         ask_.next = pace_after(now, std::max(whole(round_trip * kAskDistance), kLeastAskDistance));
+        if (ask_.issued == kAskScouts) {
+            begin_round(now); /* of what goes behind them */
+        }
     }
     train_.issued += train_.open ? 1 : 0;
     train_.open = train_.open && train_.issued < kTrain;
@@ -449,6 +455,7 @@ void PrefetchPace::fetched(PaceTime at, const PaceTicket& ticket, bool ok) {
         drop_question();
         window_ = first_window();
         starting_ = true;
+        late_scouts_ = 0;
         stop_measuring();
         begin_round(now);
         return;
@@ -527,8 +534,9 @@ void PrefetchPace::note_delay(PaceTime now, const PaceTicket& ticket, double too
     const double delay = std::max(0.0, took - ticket.queued - latency());
     round_.least_delay = round_.scouts == 0 ? delay : std::min(round_.least_delay, delay);
     round_.scouts++;
-    late_scouts_ = delay > queue_limit() ? late_scouts_ + 1 : 0;
-    if (starting_ && !guest_active_ && late_scouts_ >= kLateScouts) {
+    const bool late_start = starting_ && !guest_active_ && delay > queue_limit();
+    late_scouts_ = late_start ? late_scouts_ + 1 : 0;
+    if (late_scouts_ >= kLateScouts) {
         end_start(ticket.window, delay);
     }
     const PaceTime took_so_far = now - round_.begin;
@@ -851,6 +859,7 @@ void PrefetchPace::enter(bool guest_active, PaceTime now) {
     train_.next = guessing_ ? now : std::max(train_.next, pace_after(now, kTrainSpan));
     guest_active_ = guest_active;
     spread_until_ = now;
+    late_scouts_ = 0;
     phase_++;
     gap_ = false;
     if (guest_active) {

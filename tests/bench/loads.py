@@ -152,7 +152,8 @@ def fio_over_nbd(contender, path, *, count, depth, flush, cache, seed, disk):
                       f"--read_iolog={log}", f"--iodepth={depth}", "--output-format=json"])
         job = json.loads(result[result.index("{"):])["jobs"][0]
         # The end of a log is not waited for.
-        if job["error"] or job["write"]["total_ios"] != count or job["write"]["clat_ns"]["N"] < count - depth:
+        done = job["write"]["total_ios"], job["sync"]["total_ios"]
+        if job["error"] or done != (count, flush and count // flush) or job["write"]["clat_ns"]["N"] < count - depth:
             raise RuntimeError(f"fio on {contender.name} stopped: {result}")
         return job["job_runtime"] / 1000, written_bytes(server.pid) - before
 

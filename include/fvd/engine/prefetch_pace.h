@@ -141,7 +141,8 @@ class PrefetchPace {
 
     /* A few small requests with nothing else of ours in flight: what is the base's latency? */
     struct Ask {
-        bool open = true; /* it is the first that we want to know */
+        bool open = true;      /* it is the first that we want to know */
+        bool answered = false; /* once */
         uint64_t number = 1;
         uint32_t issued = 0;
         PaceTime next = 0; /* not before this time */

@@ -788,6 +788,22 @@ TEST(PrefetchPace, WhatGoesBehindTheFirstScoutsDoesNotWaitForThem) {
     EXPECT_LT(first, 3 * kFar / 2);
 }
 
+TEST(PrefetchPace, TheQueueThatTheFirstWindowMeetsEndsTheStart) {
+    AnsweringBase base;
+    int asked = 0;
+    base.run(4 * kFar, [&](const PaceTicket&) { return asked++ < 4 ? kFar : 2 * kFar; });
+    /* 64 KiB and what 23 MB/s need. */
+    EXPECT_LT(base.window(), 65536 + 23 * 50'000);
+}
+
+TEST(PrefetchPace, AFirstAnswerThatWasLateMakesNoLargeWindow) {
+    AnsweringBase base;
+    int asked = 0;
+    base.run(209 * kPaceMs, [&](const PaceTicket&) { return (asked++ == 0 ? 200 : 2) * kPaceMs; });
+    EXPECT_GT(asked, 4);
+    EXPECT_LT(base.window(), uint64_t{1} << 20);
+}
+
 TEST(PrefetchPace, WhereSmallRequestsAreRareLargeOnesTellOfTheQueue) {
     AnsweringBase base;
     base.run(kPaceSecond, [](const PaceTicket&) { return kFar; });
