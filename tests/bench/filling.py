@@ -29,6 +29,12 @@ READ = 16 * KIB
 PIECE = 128 * KIB
 LINK = 200_000_000  # bits a second
 FAST_LINK = 1_000_000_000
+# The kernel hands 64 KiB of TCP to the link at once. A burst that has no room for that is cut into packets by the
+# processor: a whole one at FAST_LINK, with which prefetch then competes.
+BURST = "96kb"
+# QEMU's NBD server takes memory for each request and gives it back. From 128 KiB on glibc maps and unmaps it, and
+# unmapping interrupts every processor on which another thread of the process runs: no guest's memory does that.
+KEEP_MEMORY = {"GLIBC_TUNABLES": f"glibc.malloc.mmap_threshold={4 * MIB}"}
 HERE, THERE, PORT = "198.51.100.1", "198.51.100.2", 10809  # the ends of the link; nobody else's addresses
 NETWORK = "198.51.100.0/30"
 
@@ -60,7 +66,7 @@ def link(bits):
                         f"ip address add {HERE}/30 dev {name}a", f"ip -n {name} address add {THERE}/30 dev {name}b",
                         f"ip link set {name}a up", f"ip -n {name} link set {name}b up",
                         f"ip -n {name} route change {NETWORK} dev {name}b congctl cubic",
-                        f"tc -n {name} qdisc add dev {name}b root tbf rate {bits}bit burst 64kb limit 64mb"):
+                        f"tc -n {name} qdisc add dev {name}b root tbf rate {bits}bit burst {BURST} limit 64mb"):
             loads.run(command.split())
         yield ["ip", "netns", "exec", name]
     finally:
@@ -103,12 +109,12 @@ def in_file(image):
 class Daemon:
     """qemu-storage-daemon with one node, and its monitor."""
 
-    def __init__(self, driver, **options):
+    def __init__(self, driver, environment=None, **options):
         self.place = tempfile.TemporaryDirectory(prefix="fvd-bench-")
         path = f"{self.place.name}/qmp"
         self.process = subprocess.Popen([
             program("qemu-storage-daemon"), "--chardev", f"socket,id=m,path={path},server=on,wait=off",
-            "--monitor", "chardev=m"])
+            "--monitor", "chardev=m"], env={**os.environ, **(environment or {})})
         loads.wait_for(lambda: os.path.exists(path), self.process)
         self.command = qmp.Monitor(path, [], PATIENCE).command
         self.command("blockdev-add", **{"driver": driver, "node-name": "disk", **options})
@@ -219,12 +225,13 @@ def read_through(daemon, depth):
     return took
 
 
-def base_node():
-    return {"driver": "nbd", "server": {"type": "inet", "host": THERE, "port": str(PORT)}, "read-only": True}
+def base_itself():
+    node = {"driver": "nbd", "server": {"type": "inet", "host": THERE, "port": str(PORT)}, "read-only": True}
+    return Daemon("raw", KEEP_MEMORY, file=node)
 
 
 def copy_while_reading(uri):
-    return Daemon("fvd", file=in_file(image_over(uri, options=["-o", "copy_on_read=on"])))
+    return Daemon("fvd", KEEP_MEMORY, file=in_file(image_over(uri, options=["-o", "copy_on_read=on"])))
 
 
 def whole_read(plan):
@@ -238,7 +245,7 @@ def whole_read(plan):
             ratios, rates = [], []
             with server(["pattern", str(volume)], milliseconds, FAST_LINK) as uri:
                 for _ in range(plan.turns(1, 5)):
-                    direct = read_through(Daemon("raw", file=base_node()), depth)
+                    direct = read_through(base_itself(), depth)
                     ratios.append(read_through(copy_while_reading(uri), depth) / direct)
                     rates.append(volume / MIB / direct)
             print(".", end="", file=sys.stderr, flush=True)

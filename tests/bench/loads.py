@@ -138,7 +138,8 @@ def wait_for(condition, process, log=None):
     deadline = time.monotonic() + START_SECONDS
     while not condition():
         if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"{process.args[0]} did not start: {log.read_text() if log else str()}")
+            said = f": {log.read_text()}" if log else ""
+            raise RuntimeError(f"{process.args[0]} did not start{said}")
         time.sleep(0.01)
 
 

@@ -28,7 +28,6 @@ class Done:
 class Client:
     def __init__(self, path, export="disk", patience=10):
         self.socket = connect(path, patience)
-        self.buffer = bytearray()
         self.next_handle = 1
         self.reads = {}  # handle -> length of the answer's payload
         self.in_flight = 0
@@ -57,14 +56,14 @@ class Client:
                 size = struct.unpack(">Q", data[2:10])[0]
 
     def _receive(self, length):
-        while len(self.buffer) < length:
-            piece = self.socket.recv(1 << 20)
-            if not piece:
+        data = bytearray(length)
+        rest = memoryview(data)
+        while rest:
+            count = self.socket.recv_into(rest)
+            if not count:
                 raise ConnectionResetError("the server went away")
-            self.buffer += piece
-        taken = bytes(self.buffer[:length])
-        del self.buffer[:length]
-        return taken
+            rest = rest[count:]
+        return bytes(data)
 
     # ---------------------------------------------------------------- requests
 
