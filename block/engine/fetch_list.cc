@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "fvd/engine/fetch_list.h"
 
+#include <algorithm>
+#include <bit>
 #include <new>
 #include <utility>
 
-#include "fvd/base/arith.h"
 #include "fvd/base/plant.h"
 
 namespace fvd {
@@ -51,11 +52,12 @@ std::byte* FetchList::take(uint64_t size, uint64_t* got) {
 }
 
 void FetchList::give_back(void* memory, uint64_t size) {
-    if (!keep_ || size > kMostSpare || FVD_PLANT(free_while_copied)) {
+    const uint64_t most = std::max(kMostSpare, memory_);
+    if (!keep_ || size > most || FVD_PLANT(free_while_copied)) {
         host_.release(memory);
         return;
     }
-    if (size > kMostSpare - spare_) {
+    if (size + spare_ > most) {
         forget_spares(); /* sizes change, and the last ones are those that will be asked for */
     }
     spares_ = new (memory) Spare{spares_, size};
@@ -85,10 +87,12 @@ void FetchList::link(Fetch& fetch) {
     (after != nullptr ? after->previous : last_) = &fetch;
 }
 
-/* One piece of memory for the data, which wants to be aligned, and what is known of it. */
+/* One piece of memory for the data, which wants to be aligned, and what is known of it. Requests
+ * grow a little from one to the next, so memory is of a few sizes only; what nobody touches is
+ * none. */
 Fetch* FetchList::add(const Fetch& what) {
     const bool has_data = what.who != FetchFor::zeros;
-    const uint64_t room = has_data ? round_up(what.bytes.count(), alignof(Fetch)) : 0;
+    const uint64_t room = has_data ? std::bit_ceil(std::max(what.bytes.count(), kLeastRoom)) : 0;
     uint64_t size = 0;
     std::byte* const memory = take(room + sizeof(Fetch), &size);
     if (memory == nullptr) {

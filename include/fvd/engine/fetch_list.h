@@ -72,8 +72,9 @@ class FetchList {
 
   private:
     /* Fresh memory costs a fault for each page, which is more than reading it from a base nearby.
-     */
-    static constexpr uint64_t kMostSpare = 4 * 1024 * 1024 + 4096; /* two of the largest */
+     * So much is kept for the next, or as much as is in use. */
+    static constexpr uint64_t kMostSpare = 4 * 1024 * 1024 + 4096;
+    static constexpr uint64_t kLeastRoom = 4096;
     struct Spare {
         Spare* next;
         uint64_t size;
