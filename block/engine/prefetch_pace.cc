@@ -36,6 +36,12 @@ constexpr double kSpread = 0.9;
 /* From here on a base is far, and it begins with 23 MB/s, and doubles. */
 constexpr double kFarLatency = 5 * kMs;
 constexpr double kFarFirstRate = 0.023;
+/* Or with this part of what a burst of so many bytes says, which is not believed to be over sooner.
+ */
+constexpr double kFirstTrain = 256 * kKiB;
+constexpr double kFirstTrainShare = 0.5;
+constexpr double kLeastFirstTrainNs = 2 * kMs;
+constexpr PaceTime kBurst = kPaceMs; /* sent within this time */
 constexpr double kFarStartGrowth = 1;
 /* So many late scouts in a row end the start: one may have met a machine that was busy. */
 constexpr uint32_t kLateScouts = 2;
@@ -46,6 +52,8 @@ constexpr uint32_t kFlatRounds = 3;
 constexpr uint32_t kClearRounds = 2;
 constexpr double kResumeLatency = 1 * kMs;
 constexpr double kClearShare = 0.5; /* of what counts as a queue */
+constexpr uint32_t kEmptyRounds = 4;
+constexpr double kEmptyShare = 0.125;
 
 /* Growth per round is as if rounds were no longer than this. */
 constexpr double kStepLatency = 25 * kMs;
@@ -56,6 +64,9 @@ constexpr double kMostSteps = 4;
  * for NBD. */
 constexpr double kRequestsInWindow = 10;
 constexpr double kLeastRequest = 16 * kKiB;
+
+/* More than this on its way into the image would only be in the way of the guest's own. */
+constexpr uint64_t kMostStoring = uint64_t{16} << 20;
 
 /* A round is judged by the best of so many scouts, so that jitter does not look like a queue. */
 constexpr uint32_t kScoutsInRound = 5;
@@ -244,28 +255,35 @@ PaceDecision PrefetchPace::judge(PaceTime now) {
             base_backoff_.active() ? PaceReason::base_error : PaceReason::store_error;
         return under_way == 0 ? limited(now, granule_) : hold(reason, kPaceNever);
     }
-    if (storing_ != 0 && storing_ >= static_cast<uint64_t>(parameters_.max_in_flight) / 2) {
+    if (storing_ != 0 && storing_ >= most_storing()) {
         return hold(PaceReason::storing, kPaceNever);
     }
     if (in_flight_count_ >= static_cast<uint64_t>(parameters_.slots)) {
         round_.window_was_limit = true;
         return hold(guest_active_ ? PaceReason::guest_active : PaceReason::pipe_full, kPaceNever);
     }
-    PaceDecision asking;
-    if (ask_latency(now, &asking)) {
-        return asking;
+    PaceDecision learning;
+    if (ask_latency(now, &learning) || first_train(now, &learning)) {
+        return learning;
     }
     return guest_active_ ? beside_guest(now) : fill(now);
 }
 
-/** A request of @p bytes, as far as memory and the user's limit allow. */
+uint64_t PrefetchPace::most_storing() const {
+    const auto two = 2 * static_cast<uint64_t>(parameters_.bytes_per_prefetch);
+    return std::min(std::max(kMostStoring, two),
+                    static_cast<uint64_t>(parameters_.max_in_flight) / 2);
+}
+
+/** A request of @p bytes, as far as memory and the user's limits allow. */
 PaceDecision PrefetchPace::limited(PaceTime now, double bytes) {
     const double room =
         static_cast<double>(parameters_.max_in_flight) - static_cast<double>(in_flight_ + storing_);
     if (room < granule_ && in_flight_ + storing_ != 0) {
         return hold(storing_ != 0 ? PaceReason::storing : PaceReason::pipe_full, kPaceNever);
     }
-    const double allowed = whole_granules(std::min({bytes, room, read_limit_.burst()}));
+    const double largest = static_cast<double>(parameters_.bytes_per_prefetch);
+    const double allowed = whole_granules(std::min({bytes, room, largest, read_limit_.burst()}));
     const PaceTime ready = read_limit_.ready_at(now, allowed);
     if (ready > now) {
         return hold(PaceReason::rate_limit, ready);
@@ -288,8 +306,8 @@ bool PrefetchPace::ask_latency(PaceTime now, PaceDecision* decision) {
     if (ask_.issued >= kAskScouts) {
         return false; /* what goes behind the scouts is not in their way */
     }
-    const bool first = ask_.issued == 0 || !latency_.known();
-    if (first && in_flight_ != 0) {
+    const bool alone = ask_.issued == 0 || (guest_active_ && !latency_.known());
+    if (alone && in_flight_ != 0) {
         *decision = hold(PaceReason::pipe_full, kPaceNever);
     } else if (in_flight_ != 0 && now < ask_.next) {
         *decision = hold(PaceReason::pipe_full, ask_.next);
@@ -299,12 +317,18 @@ bool PrefetchPace::ask_latency(PaceTime now, PaceDecision* decision) {
     return true;
 }
 
-void PrefetchPace::note_answer(PaceTime now, double took) {
+PaceTime PrefetchPace::ask_distance() const {
+    return std::max(whole(latency() * kAskDistance), kLeastAskDistance);
+}
+
+void PrefetchPace::note_answer(PaceTime now, const PaceTicket& ticket) {
+    const double took = ns(now - ticket.issued);
     ask_.least = ask_.answers == 0 ? took : std::min(ask_.least, took);
     ask_.sum += took;
     ask_.answers++;
     if (!ask_.answered) { /* nothing was fetched yet, and each answer may be less */
         (void)latency_.note(now, took, true);
+        ask_.next = std::min(ask_.next, pace_after(ticket.issued, ask_distance()));
         window_ = first_window();
     }
     if (ask_.answers < kAskScouts) {
@@ -416,14 +440,17 @@ PaceTicket PrefetchPace::issued(PaceTime at, uint64_t bytes) {
         scout,  ask_.open && scout && ask_.issued < kAskScouts ? ask_.number : 0,
         phase_, train_.open ? train_.number : 0};
     if (ticket.ask != 0) {
-        const double round_trip = latency_.known() ? latency() : ask_.least;
-        ask_.issued++;
-        ask_.next = pace_after(now, std::max(whole(round_trip * kAskDistance), kLeastAskDistance));
+        /* Whoever is near has answered before the second. */
+        const bool unknown = ask_.issued++ == 0 && !latency_.known();
+        ask_.next = pace_after(now, unknown ? whole(kFarLatency) : ask_distance());
         if (ask_.issued == kAskScouts) {
             begin_round(now); /* of what goes behind them */
         }
     }
-    train_.issued += train_.open ? 1 : 0;
+    if (train_.open) {
+        train_.sent_first = train_.issued++ == 0 ? now : train_.sent_first;
+        train_.sent_last = now;
+    }
     train_.open = train_.open && train_.issued < kTrain;
     since_scout_ = scout ? 0 : since_scout_ + 1;
     scouts_in_flight_ += scout ? 1 : 0;
@@ -453,8 +480,10 @@ void PrefetchPace::fetched(PaceTime at, const PaceTicket& ticket, bool ok) {
         report_.base_errors++;
         base_backoff_.failed(now, ticket.issued, random_);
         drop_question();
-        window_ = first_window();
+        drop_train();
+        window_ = std::min(window_, first_window());
         starting_ = true;
+        empty_rounds_ = 0;
         late_scouts_ = 0;
         stop_measuring();
         begin_round(now);
@@ -494,27 +523,73 @@ bool PrefetchPace::train_due(PaceTime now) {
     return train_.open;
 }
 
+/*
+ * Of a far base each round trip counts, so behind the first scouts, and before any is back, goes as
+ * much as is no harm anywhere, in one burst: the distance of its answers tells with how much it
+ * pays to begin.
+ */
+bool PrefetchPace::first_train(PaceTime now, PaceDecision* decision) {
+    if (guest_active_) {
+        return false;
+    }
+    if (!train_.first && !latency_.known() && ask_.issued == kAskScouts && room_for_train()) {
+        train_ = {.open = true, .number = train_.number + 1, .next = train_.next, .first = true};
+    }
+    if (train_.open) {
+        *decision = limited(now, whole_granules(kFirstTrain / kTrain));
+    } else if (train_.first) {
+        *decision = hold(PaceReason::pipe_full, kPaceNever);
+    }
+    return train_.first;
+}
+
+bool PrefetchPace::room_for_train() const {
+    const uint64_t least = in_flight_ + storing_ + static_cast<uint64_t>(kFirstTrain);
+    return kTrain * granule_ <= kFirstTrain &&
+           static_cast<double>(parameters_.bytes_per_prefetch) >= kFirstTrain / kTrain &&
+           static_cast<uint64_t>(parameters_.slots) >= in_flight_count_ + kTrain &&
+           static_cast<uint64_t>(parameters_.max_in_flight) >= least;
+}
+
+/* What is under way of it says nothing any more. */
+void PrefetchPace::drop_train() {
+    train_.open = train_.first = false;
+    train_.number++;
+}
+
 void PrefetchPace::note_train(PaceTime now, const PaceTicket& ticket) {
     if (ticket.train != train_.number) {
         return;
     }
     if (train_.back++ == 0) {
-        train_.first = now;
+        train_.began = now;
         return;
     }
     train_.bytes += static_cast<double>(ticket.bytes);
-    if (train_.back == kTrain) {
-        note_rate(train_.bytes / std::max(ns(now - train_.first), kLeastTrainNs), true);
-        guessing_ = false;
-        begin_round(now);
+    if (train_.back != kTrain) {
+        return;
     }
+    /* Small pieces that were missing, or a limit that kept it from being sent at once, make it
+     * none. */
+    const bool burst = train_.sent_last - train_.sent_first <= kBurst &&
+                       train_.bytes >= kFirstTrain * (kTrain - 1) / kTrain / 2;
+    if (!train_.first || burst) {
+        const double least = train_.first ? kLeastFirstTrainNs : kLeastTrainNs;
+        note_rate(train_.bytes / std::max(ns(now - train_.began), least), true);
+        guessing_ = false;
+    }
+    if (train_.first) {
+        train_.first = false;
+        window_ = first_window();
+    }
+    begin_round(now);
 }
 
 void PrefetchPace::note_scout(PaceTime now, const PaceTicket& ticket) {
     const double took = ns(now - ticket.issued);
     if (ticket.ask != 0) {
         if (ask_.open && ticket.ask == ask_.number) {
-            note_answer(now, took);
+            note_answer(now, ticket);
         }
         return;
     }
@@ -532,8 +607,8 @@ void PrefetchPace::note_delay(PaceTime now, const PaceTicket& ticket, double too
     }
     /* What waited behind the guest, as the model knew, was not delayed by us. */
     const double delay = std::max(0.0, took - ticket.queued - latency());
-    round_.least_delay = round_.scouts == 0 ? delay : std::min(round_.least_delay, delay);
-    round_.scouts++;
+    round_.least_delay = round_.samples == 0 ? delay : std::min(round_.least_delay, delay);
+    round_.samples++;
     const bool late_start = starting_ && !guest_active_ && delay > queue_limit();
     late_scouts_ = late_start ? late_scouts_ + 1 : 0;
     if (late_scouts_ >= kLateScouts) {
@@ -542,7 +617,7 @@ void PrefetchPace::note_delay(PaceTime now, const PaceTicket& ticket, double too
     const PaceTime took_so_far = now - round_.begin;
     const bool late = ns(took_so_far) > kLongRound * latency();
     const bool early = starting_ && far() && !guest_active_ && ns(took_so_far) < latency();
-    if (took_so_far >= kLeastRound && !early && (round_.scouts >= kScoutsInRound || late)) {
+    if (took_so_far >= kLeastRound && !early && (round_.samples >= kScoutsInRound || late)) {
         end_round(now);
     }
 }
@@ -572,16 +647,22 @@ void PrefetchPace::end_start(double window, double delay) {
     begin_round(now_);
 }
 
-/* When all was clear after the start's end, what ended it was no queue. */
+/* When all was clear after the start's end, what ended it was no queue. And where nothing waits at
+ * all, round after round, the pipe is far from full, whoever else uses it. */
 void PrefetchPace::resume_start(double delay) {
-    if (starting_ || resume_after_ == 0) {
+    if (starting_) {
         return;
     }
     const bool clear = delay < queue_limit() * kClearShare;
-    resume_after_ = clear ? resume_after_ - 1 : 0;
-    if (clear && resume_after_ == 0) {
+    const bool ended_early = clear && resume_after_ == 1;
+    resume_after_ = clear ? resume_after_ - std::min(resume_after_, 1U) : 0;
+    const bool empty = round_.window_was_limit && delay < queue_limit() * kEmptyShare &&
+                       window_ < static_cast<double>(parameters_.max_in_flight);
+    empty_rounds_ = empty ? empty_rounds_ + 1 : 0;
+    if (ended_early || (empty_rounds_ >= kEmptyRounds && latency() > kResumeLatency)) {
         starting_ = true;
-        flat_rounds_ = 0;
+        flat_rounds_ = empty_rounds_ = 0;
+        stop_measuring();
     }
 }
 
@@ -855,7 +936,7 @@ PaceTime PrefetchPace::advance(PaceTime now) {
 
 void PrefetchPace::enter(bool guest_active, PaceTime now) {
     drop_question();
-    train_.open = false;
+    drop_train();
     train_.next = guessing_ ? now : std::max(train_.next, pace_after(now, kTrainSpan));
     guest_active_ = guest_active;
     spread_until_ = now;
@@ -882,7 +963,9 @@ double PrefetchPace::queue_limit() const {
 }
 
 double PrefetchPace::first_window() const {
-    const double rate = far() ? kFarFirstRate : kFirstRate;
+    const double best = *std::max_element(rates_.begin(), rates_.end());
+    const double seen = kFirstTrainShare * std::min(best, kFirstTrain / kLeastFirstTrainNs);
+    const double rate = !far() ? kFirstRate : seen != 0 ? seen : kFarFirstRate;
     const double window = kFirstWindow + rate * std::min(latency(), kFirstLatency);
     const double most = static_cast<double>(parameters_.max_in_flight);
     return std::clamp(window, std::min(2 * granule_, most), most);

@@ -37,6 +37,18 @@ TEST(FillsThePipe, AlsoWhereTheBaseTakesDifferentTimes) {
     }
 }
 
+/* Both the machine's program and the base's server stand still for 15 ms, seven times a second. */
+TEST(FillsThePipe, AlsoWhereProgramsHang) {
+    for (const PaceTime round_trip : kRoundTrips) {
+        SCOPED_TRACE(round_trip / kMs);
+        const LinkShape link{.rate = kFastLink, .round_trip = round_trip, .hangs = kBusyMachine};
+        const uint64_t bytes = uint64_t{1} << 30;
+        const double convert = mean_fill_rate(Contender::convert, link, bytes, kBusyMachine);
+        ASSERT_GT(convert, 100);
+        EXPECT_GE(mean_fill_rate(Contender::paced, link, bytes, kBusyMachine), 0.78 * convert);
+    }
+}
+
 TEST(GivesWay, AGuestThatReadsOneByOneDoesNotNotice) {
     const GuestLoad load;
     const BesideGuest alone = beside_guest(std::nullopt, kNear, load);

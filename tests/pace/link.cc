@@ -35,6 +35,33 @@ bool Clock::run_while(const std::function<bool()>& going, PaceTime end) {
     return true;
 }
 
+/* ------------------------------------------------------------------------------ programs */
+
+Program::Program(const Hangs& hangs, uint64_t seed) : hangs_(hangs), random_(seed) {
+    if (hangs_.every != 0) {
+        from_ = random_time(hangs_.every);
+        until_ = from_ + random_time(hangs_.length);
+    }
+}
+
+PaceTime Program::random_time(PaceTime mean) {
+    return static_cast<PaceTime>(-std::log(1 - random_.fraction()) * static_cast<double>(mean));
+}
+
+void Program::run(Clock& clock, Clock::Action action) {
+    while (from_ != kPaceNever && until_ <= clock.now()) {
+        from_ = until_ + random_time(hangs_.every);
+        until_ = from_ + random_time(hangs_.length);
+    }
+    if (from_ <= clock.now()) {
+        clock.at(until_, std::move(action));
+    } else {
+        action();
+    }
+}
+
+/* ------------------------------------------------------------------------------ the link */
+
 void Link::request(uint64_t bytes, Done done) {
     requests_++;
     if (broken_) {
@@ -50,6 +77,10 @@ void Link::request(uint64_t bytes, Done done) {
 }
 
 void Link::arrive(uint64_t bytes, Done done) {
+    server_.run(clock_, [this, bytes, done = std::move(done)] { send(bytes, done); });
+}
+
+void Link::send(uint64_t bytes, Done done) {
     const PaceTime now = clock_.now();
     const PaceTime credit = now > shape_.burst ? now - shape_.burst : 0;
     free_at_ = std::max(free_at_, credit) +
@@ -70,14 +101,18 @@ void Connection::request(uint64_t bytes, Link::Done done) {
 void Connection::start(uint64_t bytes, Link::Done done) {
     used_++;
     link_.request(bytes, [this, done = std::move(done)](bool ok) {
-        used_--;
-        if (!waiting_.empty()) {
-            auto [next_bytes, next_done] = std::move(waiting_.front());
-            waiting_.pop_front();
-            start(next_bytes, std::move(next_done));
-        }
-        done(ok);
+        program.run(clock_, [this, done, ok] { end(ok, done); });
     });
+}
+
+void Connection::end(bool ok, const Link::Done& done) {
+    used_--;
+    if (!waiting_.empty()) {
+        auto [bytes, next] = std::move(waiting_.front());
+        waiting_.pop_front();
+        start(bytes, std::move(next));
+    }
+    done(ok);
 }
 
 }  // namespace fvd::pace

@@ -55,12 +55,35 @@ class Clock {
     uint64_t number_ = 0;
 };
 
+/** A program that stands still now and then: its processor does something else, or a lock is held.
+ */
+struct Hangs {
+    PaceTime every = 0;  /* mean time from the end of one to the next, exponential; 0: never */
+    PaceTime length = 0; /* mean, exponential */
+};
+
+class Program {
+  public:
+    Program(const Hangs& hangs, uint64_t seed);
+    /** Now, or when it stands still no more. */
+    void run(Clock& clock, Clock::Action action);
+
+  private:
+    PaceTime random_time(PaceTime mean);
+
+    Hangs hangs_;
+    PaceRandom random_;
+    PaceTime from_ = kPaceNever; /* of the next hang, or the one now */
+    PaceTime until_ = 0;
+};
+
 struct LinkShape {
     double rate = 0.025;       /* bytes/ns: 0.025 is 200 Mbit/s */
     PaceTime round_trip = 0;   /* without queue and transfer */
     PaceTime base_time = 0;    /* mean of an exponential time each request takes at the base */
     PaceTime burst = 0;        /* a token bucket's credit: idle time that is made up for later */
     PaceTime least = 50 * kUs; /* system calls, context switches: part of every round trip */
+    Hangs hangs{};             /* of the base's server */
 };
 
 class Link {
@@ -68,7 +91,7 @@ class Link {
     using Done = std::function<void(bool ok)>;
 
     Link(Clock& clock, const LinkShape& shape, uint64_t seed)
-        : clock_(clock), shape_(shape), random_(seed) {}
+        : clock_(clock), shape_(shape), random_(seed), server_(shape.hangs, seed + 1) {}
 
     void request(uint64_t bytes, Done done);
     /** From now on requests fail after @p after, or are answered again. */
@@ -84,10 +107,12 @@ class Link {
 
   private:
     void arrive(uint64_t bytes, Done done);
+    void send(uint64_t bytes, Done done);
 
     Clock& clock_;
     LinkShape shape_;
     PaceRandom random_;
+    Program server_;
     PaceTime free_at_ = 0;
     PaceTime fails_after_ = 0;
     bool broken_ = false;
@@ -98,12 +123,17 @@ class Link {
 /** What NBD does in QEMU: so many requests at a time, the others wait in order. */
 class Connection {
   public:
-    Connection(Link& link, size_t slots) : link_(link), slots_(slots) {}
+    Connection(Clock& clock, Link& link, size_t slots, const Hangs& hangs, uint64_t seed)
+        : program(hangs, seed), clock_(clock), link_(link), slots_(slots) {}
     void request(uint64_t bytes, Link::Done done);
+
+    Program program; /* of the machine */
 
   private:
     void start(uint64_t bytes, Link::Done done);
+    void end(bool ok, const Link::Done& done);
 
+    Clock& clock_;
     Link& link_;
     size_t slots_;
     size_t used_ = 0;

@@ -60,14 +60,18 @@ void PacedPrefetcher::pump() {
             armed_ = decision.until;
             const PaceTime late = static_cast<PaceTime>(random_.fraction() * 60) * kUs;
             job_.clock.at(decision.until + late, [this, when = decision.until] {
-                if (armed_ == when) {
-                    armed_ = kPaceNever;
-                }
-                pump();
+                job_.base.program.run(job_.clock, [this, when] { expire(when); });
             });
         }
         return;
     }
+}
+
+void PacedPrefetcher::expire(PaceTime when) {
+    if (armed_ == when) {
+        armed_ = kPaceNever;
+    }
+    pump();
 }
 
 void PacedPrefetcher::issue(uint64_t bytes) {
@@ -267,7 +271,7 @@ const char* name_of(Contender contender) {
 
 Machine::Machine(Clock& its_clock, Link& link, const MachineShape& shape, uint64_t seed)
     : clock(its_clock),
-      connection(link, shape.slots),
+      connection(its_clock, link, shape.slots, shape.hangs, seed + 2),
       job{its_clock, connection, shape.image, 0.5, 100 * kUs, {}},
       prefetches(shape.prefetches) {
     switch (shape.contender) {

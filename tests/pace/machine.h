@@ -51,6 +51,7 @@ class PacedPrefetcher : public Prefetcher {
     void pump();
 
   private:
+    void expire(PaceTime when);
     void issue(uint64_t bytes);
 
     CopyJob& job_;
@@ -148,6 +149,7 @@ struct MachineShape {
     PaceTime starts = 0;
     bool prefetches = true;
     size_t slots = 16;
+    Hangs hangs{}; /* of its program */
 };
 
 struct Machine {

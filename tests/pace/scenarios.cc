@@ -5,13 +5,24 @@
 
 namespace fvd::pace {
 
-double fill_rate(Contender contender, const LinkShape& shape, uint64_t bytes) {
+double fill_rate(Contender contender, const LinkShape& shape, uint64_t bytes, const Hangs& hangs,
+                 uint64_t seed) {
     Clock clock;
-    Link link(clock, shape, 1);
-    Machine machine(clock, link, {.contender = contender, .image = bytes}, 1);
+    Link link(clock, shape, seed);
+    Machine machine(clock, link, {.contender = contender, .image = bytes, .hangs = hangs}, seed);
     machine.job.store_rate = 2;
     const bool done = clock.run_while([&] { return !machine.done(); }, 600 * kSecond);
     return done ? static_cast<double>(bytes) / kMiB / seconds(clock.now()) : 0;
+}
+
+double mean_fill_rate(Contender contender, const LinkShape& link, uint64_t bytes,
+                      const Hangs& hangs) {
+    constexpr uint64_t kRuns = 6;
+    double sum = 0;
+    for (uint64_t seed = 1; seed <= kRuns; seed++) {
+        sum += fill_rate(contender, link, bytes, hangs, seed);
+    }
+    return sum / kRuns;
 }
 
 BesideGuest beside_guest(std::optional<Contender> contender, const LinkShape& shape,
@@ -51,7 +62,8 @@ PaceTime recovery_time(const LinkShape& shape, PaceTime from, PaceTime until) {
     return kPaceNever;
 }
 
-Sharing share_link(size_t count, const LinkShape& shape, Contender contender, bool pauses) {
+Sharing share_link(size_t count, const LinkShape& shape, Contender contender, bool pauses,
+                   uint64_t seed) {
     constexpr PaceTime kFrom = 20 * kSecond;
     constexpr PaceTime kUntil = 60 * kSecond;
     Clock clock;
@@ -60,7 +72,7 @@ Sharing share_link(size_t count, const LinkShape& shape, Contender contender, bo
     for (size_t i = 0; i < count; i++) {
         MachineShape machine{.contender = contender, .starts = i * 500 * kMs};
         machine.parameters.min_read_throughput = pauses ? 0 : 1;
-        machines.push_back(std::make_unique<Machine>(clock, link, machine, 100 + i));
+        machines.push_back(std::make_unique<Machine>(clock, link, machine, seed + i));
     }
     Sharing result;
     size_t looks = 0;

@@ -13,9 +13,16 @@ namespace fvd::pace {
 inline constexpr PaceTime kRoundTrips[] = {0, 2 * kMs, 10 * kMs, 50 * kMs, 200 * kMs};
 inline constexpr double kSlowLink = 0.025; /* 200 Mbit/s */
 inline constexpr double kFastLink = 0.125; /* 1 Gbit/s */
+inline constexpr Hangs kBusyMachine{.every = 150 * kMs, .length = 15 * kMs};
 
-/** Copy an image of @p bytes; MiB/s, or 0 when ten minutes were not enough. */
-double fill_rate(Contender contender, const LinkShape& link, uint64_t bytes);
+/** Copy an image of @p bytes with a program that @p hangs; MiB/s, or 0 when ten minutes were not
+ *  enough. */
+double fill_rate(Contender contender, const LinkShape& link, uint64_t bytes,
+                 const Hangs& hangs = {}, uint64_t seed = 1);
+
+/** The mean of six runs. */
+double mean_fill_rate(Contender contender, const LinkShape& link, uint64_t bytes,
+                      const Hangs& hangs);
 
 struct BesideGuest {
     double guest_rate = 0; /* reads a second */
@@ -41,7 +48,8 @@ struct Sharing {
 /** @p count machines that join one after the other, half a second apart; measured from 20 s to 60
  * s.
  *  @p pauses: with the random pauses below a minimum that are standard. */
-Sharing share_link(size_t count, const LinkShape& link, Contender contender, bool pauses);
+Sharing share_link(size_t count, const LinkShape& link, Contender contender, bool pauses,
+                   uint64_t seed = 100);
 
 /** MB/s of each of @p count machines, second by second; one joins every @p apart. */
 std::vector<std::vector<double>> joining(const LinkShape& link, size_t count, PaceTime apart,

@@ -52,6 +52,22 @@ void print_fill() {
     }
 }
 
+void print_hangs() {
+    std::puts("\n### Filling over 1 Gbit/s where programs hang: MiB/s of a 1 GiB image\n");
+    std::puts("| round trip | who hangs | fvd | convert -m 16 -W |\n|---|---|---|---|");
+    for (const PaceTime round_trip : kRoundTrips) {
+        for (const bool server : {false, true}) {
+            const LinkShape link{.rate = kFastLink,
+                                 .round_trip = round_trip,
+                                 .hangs = server ? kBusyMachine : Hangs{}};
+            std::printf("| %llu ms | %s | %.1f | %.1f |\n", whole_ms(round_trip),
+                        server ? "machine and base" : "machine",
+                        mean_fill_rate(Contender::paced, link, kImage, kBusyMachine),
+                        mean_fill_rate(Contender::convert, link, kImage, kBusyMachine));
+        }
+    }
+}
+
 void print_beside(PaceTime base) {
     std::printf("\n### Beside a guest, 200 Mbit/s%s\n\n",
                 base == 0 ? "" : ", base +0.5 ms, exponential");
@@ -181,6 +197,7 @@ void write_joining(const std::string& directory) {
 int main(int argc, char** argv) {
     using namespace fvd::pace;
     print_fill();
+    print_hangs();
     print_beside(0);
     print_beside(kMs / 2);
     print_recovery();

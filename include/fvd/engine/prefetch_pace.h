@@ -135,7 +135,7 @@ class PrefetchPace {
         PaceTime begin = 0;
         double delivered = 0;
         double least_delay = 0;
-        uint32_t scouts = 0;
+        uint32_t samples = 0; /* of the delay: scouts, or large requests */
         bool window_was_limit = false;
     };
 
@@ -158,9 +158,12 @@ class PrefetchPace {
         uint64_t number = 0;
         PaceTime next = 0;
         uint32_t issued = 0;
+        PaceTime sent_first = 0;
+        PaceTime sent_last = 0;
         uint32_t back = 0;
-        PaceTime first = 0; /* when it came back */
+        PaceTime began = 0; /* to come back */
         double bytes = 0;   /* since then */
+        bool first = false; /* of a far base: nothing goes behind it before it is back */
     };
 
     PaceTime advance(PaceTime now);
@@ -180,11 +183,16 @@ class PrefetchPace {
     void adjust_window(double rate, double delay);
     void adjust_share(double rate, double delay);
     bool ask_latency(PaceTime now, PaceDecision* decision);
-    void note_answer(PaceTime now, double took);
+    void note_answer(PaceTime now, const PaceTicket& ticket);
+    PaceTime ask_distance() const;
     void drop_question();
     void note_scout(PaceTime now, const PaceTicket& ticket);
     void note_delay(PaceTime now, const PaceTicket& ticket, double took);
     bool train_due(PaceTime now);
+    bool first_train(PaceTime now, PaceDecision* decision);
+    bool room_for_train() const;
+    void drop_train();
+    uint64_t most_storing() const;
     void note_train(PaceTime now, const PaceTicket& ticket);
     void note_rate(double rate, bool valid_below);
     void measure_read(PaceTime now, uint64_t bytes);
@@ -248,6 +256,7 @@ class PrefetchPace {
     PaceTime spread_until_ = 0; /* so that what comes back is no burst */
     uint32_t clear_rounds_ = 0;
     uint32_t flat_rounds_ = 0;
+    uint32_t empty_rounds_ = 0; /* in a row */
     uint32_t late_scouts_ = 0;  /* in a row */
     uint32_t resume_after_ = 0; /* clear rounds after which the start goes on; 0: never again */
     double last_rate_ = 0;
