@@ -30,8 +30,9 @@ PIECE = 128 * KIB
 LINK = 200_000_000  # bits a second
 FAST_LINK = 1_000_000_000
 # The kernel hands 64 KiB of TCP to the link at once. A burst that has no room for that is cut into packets by the
-# processor: a whole one at FAST_LINK, with which prefetch then competes.
-BURST = "96kb"
+# processor: a whole one at FAST_LINK, with which prefetch then competes. A slow link gets less, since what it lets
+# through at once is no link.
+BURSTS = {LINK: "64kb", FAST_LINK: "96kb"}
 # QEMU's NBD server takes memory for each request and gives it back. From 128 KiB on glibc maps and unmaps it, and
 # unmapping interrupts every processor on which another thread of the process runs: no guest's memory does that.
 KEEP_MEMORY = {"GLIBC_TUNABLES": f"glibc.malloc.mmap_threshold={4 * MIB}"}
@@ -66,7 +67,7 @@ def link(bits):
                         f"ip address add {HERE}/30 dev {name}a", f"ip -n {name} address add {THERE}/30 dev {name}b",
                         f"ip link set {name}a up", f"ip -n {name} link set {name}b up",
                         f"ip -n {name} route change {NETWORK} dev {name}b congctl cubic",
-                        f"tc -n {name} qdisc add dev {name}b root tbf rate {bits}bit burst {BURST} limit 64mb"):
+                        f"tc -n {name} qdisc add dev {name}b root tbf rate {bits}bit burst {BURSTS[bits]} limit 64mb"):
             loads.run(command.split())
         yield ["ip", "netns", "exec", name]
     finally:
