@@ -53,12 +53,12 @@ std::byte* FetchList::take(uint64_t size, uint64_t* got) {
 
 void FetchList::give_back(void* memory, uint64_t size) {
     const uint64_t most = std::max(kMostSpare, memory_);
+    if (size + spare_ > most) {
+        forget_spares(); /* sizes change, and the last ones are those that will be asked for */
+    }
     if (!keep_ || size > most || FVD_PLANT(free_while_copied)) {
         host_.release(memory);
         return;
-    }
-    if (size + spare_ > most) {
-        forget_spares(); /* sizes change, and the last ones are those that will be asked for */
     }
     spares_ = new (memory) Spare{spares_, size};
     spare_ += size;

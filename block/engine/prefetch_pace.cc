@@ -52,6 +52,7 @@ constexpr uint32_t kFlatRounds = 3;
 constexpr uint32_t kClearRounds = 2;
 constexpr double kResumeLatency = 1 * kMs;
 constexpr double kClearShare = 0.5; /* of what counts as a queue */
+/* And when so many in a row found the pipe empty. */
 constexpr uint32_t kEmptyRounds = 4;
 constexpr double kEmptyShare = 0.125;
 
@@ -536,7 +537,7 @@ bool PrefetchPace::first_train(PaceTime now, PaceDecision* decision) {
         train_ = {.open = true, .number = train_.number + 1, .next = train_.next, .first = true};
     }
     if (train_.open) {
-        *decision = limited(now, whole_granules(kFirstTrain / kTrain));
+        *decision = limited(now, kFirstTrain / kTrain);
     } else if (train_.first) {
         *decision = hold(PaceReason::pipe_full, kPaceNever);
     }

@@ -6,6 +6,10 @@
 
 namespace fvd::pace {
 
+PaceTime random_time(PaceRandom& random, double mean) {
+    return static_cast<PaceTime>(-std::log(1 - random.fraction()) * mean);
+}
+
 void Clock::at(PaceTime time, Action action) {
     events_.push({std::max(time, now_), number_++, std::move(action)});
 }
@@ -39,19 +43,19 @@ bool Clock::run_while(const std::function<bool()>& going, PaceTime end) {
 
 Program::Program(const Hangs& hangs, uint64_t seed) : hangs_(hangs), random_(seed) {
     if (hangs_.every != 0) {
-        from_ = random_time(hangs_.every);
-        until_ = from_ + random_time(hangs_.length);
+        hang_from(0);
     }
 }
 
-PaceTime Program::random_time(PaceTime mean) {
-    return static_cast<PaceTime>(-std::log(1 - random_.fraction()) * static_cast<double>(mean));
+/* The next time after @p time. */
+void Program::hang_from(PaceTime time) {
+    from_ = time + random_time(random_, static_cast<double>(hangs_.every));
+    until_ = from_ + random_time(random_, static_cast<double>(hangs_.length));
 }
 
 void Program::run(Clock& clock, Clock::Action action) {
     while (from_ != kPaceNever && until_ <= clock.now()) {
-        from_ = until_ + random_time(hangs_.every);
-        until_ = from_ + random_time(hangs_.length);
+        hang_from(until_);
     }
     if (from_ <= clock.now()) {
         clock.at(until_, std::move(action));
@@ -70,8 +74,7 @@ void Link::request(uint64_t bytes, Done done) {
     }
     PaceTime there = (shape_.round_trip + shape_.least) / 2;
     if (shape_.base_time != 0) {
-        there += static_cast<PaceTime>(-std::log(1 - random_.fraction()) *
-                                       static_cast<double>(shape_.base_time));
+        there += random_time(random_, static_cast<double>(shape_.base_time));
     }
     clock_.after(there, [this, bytes, done = std::move(done)] { arrive(bytes, done); });
 }

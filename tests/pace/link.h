@@ -25,6 +25,9 @@ constexpr double seconds(PaceTime time) {
     return static_cast<double>(time) / static_cast<double>(kSecond);
 }
 
+/** Exponential, of this mean (ns). */
+PaceTime random_time(PaceRandom& random, double mean);
+
 class Clock {
   public:
     using Action = std::function<void()>;
@@ -69,7 +72,7 @@ class Program {
     void run(Clock& clock, Clock::Action action);
 
   private:
-    PaceTime random_time(PaceTime mean);
+    void hang_from(PaceTime time);
 
     Hangs hangs_;
     PaceRandom random_;

@@ -2,7 +2,6 @@
 #include "machine.h"
 
 #include <algorithm>
-#include <cmath>
 
 namespace fvd::pace {
 
@@ -204,12 +203,8 @@ Guest::Guest(Clock& clock, Connection& base, Prefetcher* prefetcher, const Guest
     const int starts = load_.open_rate > 0 ? 1 : load_.depth;
     for (int i = 0; i < starts; i++) {
         const double spread = load_.open_rate > 0 ? 1e9 / load_.open_rate : 1e6;
-        clock_.at(load_.from + random_time(spread), [this] { read(true); });
+        clock_.at(load_.from + random_time(random_, spread), [this] { read(true); });
     }
-}
-
-PaceTime Guest::random_time(double mean) {
-    return static_cast<PaceTime>(-std::log(1 - random_.fraction()) * mean);
 }
 
 void Guest::read(bool again) {
@@ -218,7 +213,7 @@ void Guest::read(bool again) {
         return;
     }
     if (load_.open_rate > 0 && again) {
-        clock_.after(random_time(1e9 / load_.open_rate), [this] { read(true); });
+        clock_.after(random_time(random_, 1e9 / load_.open_rate), [this] { read(true); });
     }
     if (prefetcher_ != nullptr) {
         prefetcher_->guest_begins(load_.size);
@@ -233,7 +228,8 @@ void Guest::read(bool again) {
             prefetcher_->guest_ends(ok);
         }
         if (load_.open_rate <= 0) {
-            clock_.after(random_time(static_cast<double>(load_.think)), [this] { read(false); });
+            clock_.after(random_time(random_, static_cast<double>(load_.think)),
+                         [this] { read(false); });
         }
     });
 }

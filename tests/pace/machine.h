@@ -125,7 +125,6 @@ class Guest {
 
   private:
     void read(bool again);
-    PaceTime random_time(double mean);
 
     Clock& clock_;
     Connection& base_;

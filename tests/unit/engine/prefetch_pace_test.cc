@@ -754,6 +754,8 @@ TEST(PrefetchPace, ABreakIsNoContention) {
 /* A base that answers each request after @p takes(ticket). */
 class AnsweringBase {
   public:
+    explicit AnsweringBase(uint64_t granule = 16384) : pace({.start_delay = 0}, granule, 7, 0) {}
+
     template <typename Takes>
     void run(PaceTime end, Takes takes) {
         for (; now_ < end; now_ += kPaceMs / 4) {
@@ -776,7 +778,7 @@ class AnsweringBase {
     void hang(PaceTime span) { now_ += span; }
     uint64_t window() const { return pace.report(now_).window; }
 
-    PrefetchPace pace{{.start_delay = 0}, 16384, 7, 0};
+    PrefetchPace pace;
 
   private:
     PaceTime now_ = 0;
@@ -833,17 +835,15 @@ TEST(PrefetchPace, ASlowBaseIsNotFloodedAtTheStart) {
 }
 
 TEST(PrefetchPace, OfAnErrorInTheFirstBurstNothingIsLeft) {
-    PrefetchPace pace({.start_delay = 0}, 16384, 7, 0);
+    AnsweringBase base;
+    PrefetchPace& pace = base.pace;
     std::vector<PaceTicket> tickets;
-    PaceTime now = 0;
-    for (; tickets.size() < 4 + 8 && now < kFar; now += kPaceMs) {
-        for (PaceDecision decision = pace.decide(now); decision.reason == PaceReason::none;
-             decision = pace.decide(now)) {
-            tickets.push_back(pace.issued(now, decision.bytes));
-        }
-    }
+    base.run(kFar, [&](const PaceTicket& ticket) {
+        tickets.push_back(ticket);
+        return kPaceSecond;
+    });
     ASSERT_EQ(tickets.size(), 12U);
-    EXPECT_EQ(pace.decide(now).reason, PaceReason::pipe_full);
+    EXPECT_EQ(pace.decide(kFar).reason, PaceReason::pipe_full);
     for (const PaceTicket& ticket : tickets) {
         pace.fetched(kFar, ticket, ticket.ask != 0);
         if (ticket.ask != 0) {
@@ -852,7 +852,7 @@ TEST(PrefetchPace, OfAnErrorInTheFirstBurstNothingIsLeft) {
     }
     PaceDecision decision = pace.decide(kFar);
     EXPECT_EQ(decision.reason, PaceReason::base_error);
-    now = decision.until;
+    const PaceTime now = decision.until;
     decision = pace.decide(now);
     ASSERT_EQ(decision.reason, PaceReason::none);
     const PaceTicket probe = pace.issued(now, decision.bytes);
@@ -875,14 +875,12 @@ TEST(PrefetchPace, ABurstThatWasCutOffSaysNothing) {
 }
 
 TEST(PrefetchPace, WithLargeBlocksThereIsNoBurst) {
-    PrefetchPace pace({.start_delay = 0}, uint64_t{2} << 20, 7, 0);
+    AnsweringBase base(uint64_t{2} << 20);
     uint64_t bytes = 0;
-    for (PaceTime now = 0; now < kFar; now += kPaceMs) {
-        for (PaceDecision decision = pace.decide(now); decision.reason == PaceReason::none;
-             decision = pace.decide(now)) {
-            bytes += pace.issued(now, decision.bytes).bytes;
-        }
-    }
+    base.run(kFar, [&](const PaceTicket& ticket) {
+        bytes += ticket.bytes;
+        return kFar;
+    });
     EXPECT_LE(bytes, uint64_t{10} << 20);
 }
 
