@@ -28,6 +28,15 @@ constexpr double kLittleSpread = 0.25;
 constexpr double kLittleSpreadNs = 0.5 * static_cast<double>(kPaceMs);
 constexpr PaceTime kLatencySpan = 30 * kPaceSecond;
 
+/* Trains cost the guest little, so there are some at once, and then few. */
+constexpr uint32_t kEarlyTrains = 4;
+constexpr PaceTime kEarlyTrainSpan = 500 * kPaceMs;
+constexpr PaceTime kTrainSpan = 10 * kPaceSecond;
+/* Once refuted, they lead to a queue now and then. */
+constexpr double kDoubtedGrowth = 1.25;
+constexpr PaceTime kDoubtedTrainSpan = 4 * kPaceSecond;
+constexpr PaceTime kMostTrainSpan = 60 * kPaceSecond;
+
 }  // namespace
 
 uint64_t PaceRandom::next() {
@@ -39,6 +48,56 @@ uint64_t PaceRandom::next() {
 
 double PaceRandom::fraction() {
     return static_cast<double>(next() >> 11) / static_cast<double>(uint64_t{1} << 53);
+}
+
+/* ------------------------------------------------------------------------------------ rate */
+
+double BaseRate::value() const {
+    return *std::max_element(seen_.begin(), seen_.end());
+}
+
+void BaseRate::note(double rate, bool below) {
+    if (below || rate > value()) {
+        seen_[next_] = rate;
+        next_ = (next_ + 1) % kKept;
+    }
+}
+
+void BaseRate::note_train(double rate, bool used) {
+    trains_++;
+    if (!doubted_) {
+        note(rate, true);
+    } else if (used) {
+        note(std::min(rate, kDoubtedGrowth * value()), true);
+    }
+}
+
+/* One round may have met a machine that was busy. What came in two in a row is what the base gives.
+ */
+bool BaseRate::note_round(double rate, bool queue) {
+    const double carried = std::max(rate, queued_rate_);
+    const bool refuted = queue && queued_rate_ != 0 && carried < value();
+    queued_rate_ = queue ? rate : 0;
+    if (refuted) {
+        seen_.fill(0);
+        note(carried, true);
+        doubted_ = refuted_ = true;
+        refutations_++;
+    }
+    return refuted;
+}
+
+PaceTime BaseRate::next_train() {
+    refutations_ = refuted_ ? refutations_ : 0;
+    refuted_ = false;
+    return train_span();
+}
+
+PaceTime BaseRate::train_span() const {
+    if (refutations_ != 0) {
+        return std::min(kDoubtedTrainSpan << std::min(refutations_ - 1, 10U), kMostTrainSpan);
+    }
+    return trains_ < kEarlyTrains ? kEarlyTrainSpan : doubted_ ? kDoubtedTrainSpan : kTrainSpan;
 }
 
 /* ------------------------------------------------------------------------------------ samples */

@@ -74,6 +74,7 @@ constexpr uint32_t kScoutsInRound = 5;
 constexpr uint64_t kScoutEvery = 3;
 constexpr uint64_t kDearScoutEvery = 32;
 constexpr double kLongRound = 3; /* latencies: it ends with fewer */
+constexpr double kLongGuestRound = 50 * kMs;
 constexpr PaceTime kLeastRound = 4 * kPaceMs;
 /* At a distance, so that they do not wait for each other. */
 constexpr uint32_t kAskScouts = 4;
@@ -88,43 +89,26 @@ constexpr PaceTime kEarlyAskSpan = 2 * kPaceSecond;
 constexpr double kEarlyAskLatencies = 50;
 
 /* Beside the guest. */
-constexpr double kFirstShare = 0.9;
-constexpr double kLeastShare = 1.0 / 32;
-constexpr double kMostShare = 0.95;
-constexpr double kShareCut = 0.8;
-constexpr double kShareStep = 0.03;
+constexpr double kQueueShareCut = 0.8;
 constexpr double kQueueShareStep = 0.01;
 constexpr double kSmallPart = 1.0 / 16; /* of what the pipe holds: a request that may be met */
-constexpr double kLargePart = 1.0 / 4;  /* the same for one that hides behind a guest's read */
-constexpr double kTolerance = 1.0 / 20; /* of the latency: how late the queue may be empty */
+/* The same for one that hides behind a guest's read. */
+constexpr double kHiddenPart = 1.0 / 8;
+constexpr double kLargePart = 1.0 / 2;
+constexpr double kHiddenShare = 1.0 / 2; /* of the room there is, so that requests are few */
+constexpr double kTolerance = 1.0 / 20;  /* of the latency: how late the queue may be empty */
+constexpr double kSaved = 1.0 / 2;       /* of the latency: what was not used is made up for */
 constexpr PaceTime kLongestQueue = kPaceSecond;
 constexpr double kLead = 5;
 constexpr double kGuestQueueShare = 1.0 / 8;
 constexpr double kGuestQueueNs = 0.2 * kMs;
-constexpr PaceTime kDepthSpan = 2 * kPaceSecond;
-constexpr PaceTime kThinkSlack = 50'000;
-constexpr PaceTime kLongestIdle = 600 * kPaceMs;
-constexpr uint64_t kReadsBetweenGaps = 40;
 constexpr uint32_t kTrain = 8;
-constexpr PaceTime kTrainSpan = 10 * kPaceSecond;
 constexpr double kLeastTrainNs = 0.05 * kMs;
-constexpr PaceTime kGapTime = 100 * kPaceMs;
-constexpr double kSamplesToCut = 16;
-constexpr double kSamplesToRaise = 64;
-constexpr double kSamplesAlone = 8;
 
 constexpr PaceTime kRatePeriod = 500 * kPaceMs;
 
 PaceTime ms_time(int64_t ms) {
     return static_cast<PaceTime>(ms) * kPaceMs;
-}
-
-PaceTime whole(double ns) {
-    return ns <= 0 ? 0 : static_cast<PaceTime>(std::min(ns, 4e18));
-}
-
-double ns(PaceTime time) {
-    return static_cast<double>(time);
 }
 
 double square_root(double v) {
@@ -133,11 +117,6 @@ double square_root(double v) {
         root = (root + v / root) / 2;
     }
     return root;
-}
-
-/* An average of about the last eight. */
-void smooth(double* average, double value) {
-    *average = *average == 0 ? value : *average + (value - *average) / 8;
 }
 
 }  // namespace
@@ -157,8 +136,6 @@ PrefetchPace::PrefetchPace(const PaceParameters& parameters, uint64_t granule, u
       random_(seed),
       created_(now),
       now_(now),
-      queue_share_(kFirstShare),
-      guest_share_(kFirstShare),
       reason_since_(now),
       rate_mark_(now) {
     FVD_ASSERT(granule != 0);
@@ -289,7 +266,7 @@ PaceDecision PrefetchPace::limited(PaceTime now, double bytes) {
     if (ready > now) {
         return hold(PaceReason::rate_limit, ready);
     }
-    return {PaceReason::none, whole(allowed), now};
+    return {PaceReason::none, pace_whole(allowed), now};
 }
 
 /*
@@ -319,11 +296,11 @@ bool PrefetchPace::ask_latency(PaceTime now, PaceDecision* decision) {
 }
 
 PaceTime PrefetchPace::ask_distance() const {
-    return std::max(whole(latency() * kAskDistance), kLeastAskDistance);
+    return std::max(pace_whole(latency() * kAskDistance), kLeastAskDistance);
 }
 
 void PrefetchPace::note_answer(PaceTime now, const PaceTicket& ticket) {
-    const double took = ns(now - ticket.issued);
+    const double took = pace_ns(now - ticket.issued);
     ask_.least = ask_.answers == 0 ? took : std::min(ask_.least, took);
     ask_.sum += took;
     ask_.answers++;
@@ -352,8 +329,8 @@ void PrefetchPace::drop_question() {
 bool PrefetchPace::time_to_ask(PaceTime now) const {
     const bool new_here = ask_.number <= kEarlyAsks;
     const PaceTime span =
-        new_here ? std::clamp(whole(kEarlyAskLatencies * latency()), kEarlyAskSpan, kAskSpan)
-                 : std::clamp(whole(kAskLatencies * latency()), kAskSpan, kLongestAskSpan);
+        new_here ? std::clamp(pace_whole(kEarlyAskLatencies * latency()), kEarlyAskSpan, kAskSpan)
+                 : std::clamp(pace_whole(kAskLatencies * latency()), kAskSpan, kLongestAskSpan);
     return now - std::min(now, ask_.ended) > span;
 }
 
@@ -376,42 +353,100 @@ PaceDecision PrefetchPace::fill(PaceTime now) {
 }
 
 /*
- * The model: whatever was issued at the bottleneck's rate and is not served yet is a queue that the
- * guest's next read would meet, so the queue has to be empty when that read can come. A guest whose
- * reads are all in flight issues the next one when the oldest of them ends, and until then the pipe
- * is ours; else it may come at any time, and the queue is at most one small request.
+ * The model: whatever was issued and is not served yet is a queue that the guest's next read would
+ * meet, so the queue has to be empty when that read can come. A guest whose reads are all in flight
+ * issues the next one when the oldest of them ends, and until then the pipe is ours; else it may
+ * come at any time, and the queue is at most one small request. Two things are looked at: what our
+ * share allows, and what hides behind the guest's read.
  */
 PaceDecision PrefetchPace::beside_guest(PaceTime now) {
     PaceTime until = 0;
-    if (quiet_gap(now)) {
-        return hold(PaceReason::guest_active, gap_until_);
+    if (comparison_.in_gap(now, latency())) {
+        return hold(PaceReason::guest_active, comparison_.gap_until());
     }
-    if (think_pause(now, &until)) {
-        return hold(PaceReason::guest_active, until);
-    }
-    if (may_overtake(now, &until)) {
+    if (guest_.thinks(now, latency() / 2, &until)) {
         return hold(PaceReason::guest_active, until);
     }
     if (train_due(now)) {
         return limited(now, granule_);
     }
-    const double rate = shared_rate();
-    const double pipe = rate * latency();
-    const size_t slots = free_slots();
-    const double part = std::max(kSmallPart, 1.25 / static_cast<double>(slots));
-    const double least = whole_granules(pipe * part);
-    if (in_flight_count_ >= slots || static_cast<double>(in_flight_) > 1.25 * pipe + 4 * least) {
+    const double pipe = base_rate() * latency();
+    const double least = least_beside_guest();
+    if (in_flight_count_ >= free_slots() ||
+        static_cast<double>(in_flight_) > 1.25 * pipe + 4 * least) {
         return hold(PaceReason::guest_active, kPaceNever);
     }
-    const PaceTime next = next_guest_read(now);
-    const PaceTime free = std::max(busy_until_, now);
-    const double room = (ns(next) + latency() * kTolerance - ns(free)) * rate;
-    if (room < least && (free > now || next > now)) {
-        return hold(PaceReason::guest_active, std::max({busy_until_, next, now + 1}));
+    const double allowed = allowed_beside_guest(now);
+    if (allowed < least) {
+        return hold(PaceReason::guest_active, allowed_at(now, least - allowed));
+    }
+    double room = 0;
+    if (!hides(now, allowed, &room, &until)) {
+        return hold(PaceReason::guest_active, until);
     }
     const bool scout = scouts_in_flight_ == 0 && since_scout_ + 1 >= kScoutEvery;
     const double most = std::max(least, whole_granules(pipe * kLargePart));
-    return limited(now, scout ? granule_ : std::clamp(whole_granules(room), least, most));
+    const double size = whole_granules(std::min(room, allowed));
+    return limited(now, scout ? granule_ : std::clamp(size, least, most));
+}
+
+/* The places in flight have to be enough to fill the pipe. */
+double PrefetchPace::least_beside_guest() const {
+    const double places = static_cast<double>(free_slots());
+    return whole_granules(base_rate() * latency() * std::max(kSmallPart, 1.25 / places));
+}
+
+/* What our share lets us ask for now, with what was not used a moment ago. */
+double PrefetchPace::allowed_beside_guest(PaceTime now) const {
+    const double rate = shared_rate();
+    const double from = pace_ns(now) - saved(rate);
+    const double paced = std::max(pace_ns(paced_until_), from);
+    const double allowed = (pace_ns(now) + latency() * (1 + kTolerance) - paced) * rate;
+    return std::max(allowed, pace_ns(paced_until_) <= from ? least_beside_guest() : 0);
+}
+
+PaceTime PrefetchPace::allowed_at(PaceTime now, double missing) const {
+    return pace_after(now, 1 + pace_whole(missing / shared_rate()));
+}
+
+/* For so long what was not used is saved up; at least for one request, however small the share. */
+double PrefetchPace::saved(double rate) const {
+    return std::max(kSaved * latency(), least_beside_guest() / rate);
+}
+
+/*
+ * Whether something may be sent now that is served before the guest's next read can arrive, and how
+ * much; else @p until says when to look again. At first after the guest's read, as long as we may
+ * overtake it, that is one small request at a time, and only as many as will not find room later.
+ */
+bool PrefetchPace::hides(PaceTime now, double allowed, double* room, PaceTime* until) const {
+    PaceTime lead_ends = 0;
+    const bool lead = may_overtake(now, &lead_ends);
+    const PaceTime answer = guest_.next(now);
+    const PaceTime free = std::max(served_at_, now);
+    if (lead && answer > lead_ends &&
+        allowed < pace_ns(answer - std::min(answer, std::max(free, lead_ends))) * base_rate()) {
+        *until = lead_ends;
+        return false;
+    }
+    const PaceTime next = lead ? now : answer;
+    *room = (pace_ns(next) + latency() * kTolerance - pace_ns(free)) * base_rate();
+    const double least = least_beside_guest();
+    const double pipe = base_rate() * latency();
+    const double few = std::clamp(*room * kHiddenShare, std::max(least, pipe * kHiddenPart),
+                                  std::max(least, pipe * kLargePart));
+    const double saved_up = (saved(shared_rate()) + latency()) * shared_rate();
+    const double wanted = next > now ? whole_granules(std::min(few, saved_up)) : least;
+    if (*room < wanted && (free > now || next > now)) {
+        *until = std::max({free, next, now + 1});
+        *until = lead ? std::min(*until, lead_ends) : *until;
+        return false;
+    }
+    if (allowed < wanted && next > now) {
+        *until = allowed_at(now, wanted - allowed);
+        return false;
+    }
+    return true;
 }
 
 void PrefetchPace::account(PaceReason reason) {
@@ -443,7 +478,7 @@ PaceTicket PrefetchPace::issued(PaceTime at, uint64_t bytes) {
     if (ticket.ask != 0) {
         /* Whoever is near has answered before the second. */
         const bool unknown = ask_.issued++ == 0 && !latency_.known();
-        ask_.next = pace_after(now, unknown ? whole(kFarLatency) : ask_distance());
+        ask_.next = pace_after(now, unknown ? pace_whole(kFarLatency) : ask_distance());
         if (ask_.issued == kAskScouts) {
             begin_round(now); /* of what goes behind them */
         }
@@ -461,8 +496,8 @@ PaceTicket PrefetchPace::issued(PaceTime at, uint64_t bytes) {
     read_limit_.take(now, size);
     load(now, size, shared_rate());
     const double spread = latency() * size / window_ * (starting_ ? 1 : kSpread);
-    const PaceTime next = pace_after(std::max(spread_until_, now), whole(spread));
-    spread_until_ = std::min(next, pace_after(now, whole(latency())));
+    const PaceTime next = pace_after(std::max(spread_until_, now), pace_whole(spread));
+    spread_until_ = std::min(next, pace_after(now, pace_whole(latency())));
     return ticket;
 }
 
@@ -508,7 +543,7 @@ void PrefetchPace::fetched(PaceTime at, const PaceTicket& ticket, bool ok) {
     } else if (ticket.scout) {
         note_scout(now, ticket);
     } else if (scouts_are_dear()) {
-        note_delay(now, ticket, ns(now - ticket.issued) - size / base_rate());
+        note_delay(now, ticket, pace_ns(now - ticket.issued) - size / base_rate());
     }
     measure_read(now, ticket.bytes);
 }
@@ -518,10 +553,21 @@ void PrefetchPace::fetched(PaceTime at, const PaceTicket& ticket, bool ok) {
  * and then a few small requests are sent at once: the distance of their answers tells.
  */
 bool PrefetchPace::train_due(PaceTime now) {
-    if (!train_.open && in_flight_ == 0 && now >= train_.next && free_slots() >= kTrain) {
-        train_ = {.open = true, .number = train_.number + 1, .next = pace_after(now, kTrainSpan)};
+    if (!train_.open && now >= train_.next && in_flight_count_ + kTrain <= free_slots() &&
+        (train_hides(now) || in_flight_ == 0)) {
+        train_ = {.open = true,
+                  .number = train_.number + 1,
+                  .next = pace_after(now, rates_.next_train())};
     }
     return train_.open;
+}
+
+/* Behind a read of the guest. */
+bool PrefetchPace::train_hides(PaceTime now) const {
+    PaceTime until = 0;
+    const double takes = kTrain * granule_ / base_rate();
+    return !guessing_ && served_at_ <= now && !may_overtake(now, &until) &&
+           pace_ns(guest_.next(now) - now) >= takes;
 }
 
 /*
@@ -576,7 +622,9 @@ void PrefetchPace::note_train(PaceTime now, const PaceTicket& ticket) {
                        train_.bytes >= kFirstTrain * (kTrain - 1) / kTrain / 2;
     if (!train_.first || burst) {
         const double least = train_.first ? kLeastFirstTrainNs : kLeastTrainNs;
-        note_rate(train_.bytes / std::max(ns(now - train_.began), least), true);
+        const double rate = train_.bytes / std::max(pace_ns(now - train_.began), least);
+        train_.first ? rates_.note(rate, true)
+                     : rates_.note_train(rate, share() >= kPaceFirstShare);
         guessing_ = false;
     }
     if (train_.first) {
@@ -587,7 +635,7 @@ void PrefetchPace::note_train(PaceTime now, const PaceTicket& ticket) {
 }
 
 void PrefetchPace::note_scout(PaceTime now, const PaceTicket& ticket) {
-    const double took = ns(now - ticket.issued);
+    const double took = pace_ns(now - ticket.issued);
     if (ticket.ask != 0) {
         if (ask_.open && ticket.ask == ask_.number) {
             note_answer(now, ticket);
@@ -616,8 +664,9 @@ void PrefetchPace::note_delay(PaceTime now, const PaceTicket& ticket, double too
         end_start(ticket.window, delay);
     }
     const PaceTime took_so_far = now - round_.begin;
-    const bool late = ns(took_so_far) > kLongRound * latency();
-    const bool early = starting_ && far() && !guest_active_ && ns(took_so_far) < latency();
+    const bool late = pace_ns(took_so_far) >
+                      std::max(kLongRound * latency(), guest_active_ ? kLongGuestRound : 0.0);
+    const bool early = starting_ && far() && !guest_active_ && pace_ns(took_so_far) < latency();
     if (took_so_far >= kLeastRound && !early && (round_.samples >= kScoutsInRound || late)) {
         end_round(now);
     }
@@ -628,7 +677,8 @@ void PrefetchPace::begin_round(PaceTime now) {
 }
 
 void PrefetchPace::end_round(PaceTime now) {
-    const double rate = (delivered_ - round_.delivered) / std::max(1.0, ns(now - round_.begin));
+    const double rate =
+        (delivered_ - round_.delivered) / std::max(1.0, pace_ns(now - round_.begin));
     if (guest_active_) {
         adjust_share(rate, round_.least_delay);
     } else {
@@ -670,7 +720,7 @@ void PrefetchPace::resume_start(double delay) {
 void PrefetchPace::adjust_window(double rate, double delay) {
     const bool queue = delay > queue_limit();
     resume_start(delay);
-    note_rate(rate, round_.window_was_limit || queue);
+    rates_.note(rate, round_.window_was_limit || queue);
     guessing_ = false;
     const double most = static_cast<double>(parameters_.max_in_flight);
     if (queue) {
@@ -695,20 +745,12 @@ void PrefetchPace::adjust_window(double rate, double delay) {
     window_ = std::clamp(window_, std::min(granule_, most), most);
 }
 
-void PrefetchPace::note_rate(double rate, bool valid_below) {
-    if (!valid_below && rate <= *std::max_element(rates_.begin(), rates_.end())) {
-        return;
-    }
-    rates_[next_rate_] = rate;
-    next_rate_ = (next_rate_ + 1) % kRatesKept;
-}
-
 /* ------------------------------------------------------------------------------ the image */
 
 PaceTime PrefetchPace::store_from(PaceTime at, uint64_t bytes) {
     const PaceTime now = advance(at);
     const PaceTime from = std::max(now, store_from_);
-    store_from_ = pace_after(from, whole(static_cast<double>(bytes) / write_rate_));
+    store_from_ = pace_after(from, pace_whole(static_cast<double>(bytes) / write_rate_));
     return from;
 }
 
@@ -742,7 +784,8 @@ void PrefetchPace::measure_read(PaceTime now, uint64_t bytes) {
     if (read_mark_ != 0 &&
         read_guard_.note(static_cast<double>(bytes), now - read_mark_, random_)) {
         guard_until_ = pace_after(
-            now, kPaceMs + whole(random_.fraction() * ns(ms_time(parameters_.throttle_time))));
+            now,
+            kPaceMs + pace_whole(random_.fraction() * pace_ns(ms_time(parameters_.throttle_time))));
     }
     read_mark_ = now;
 }
@@ -754,7 +797,8 @@ void PrefetchPace::measure_write(PaceTime now, uint64_t bytes) {
     if (write_mark_ != 0 &&
         write_guard_.note(static_cast<double>(bytes), now - write_mark_, random_)) {
         guard_until_ = pace_after(
-            now, kPaceMs + whole(random_.fraction() * ns(ms_time(parameters_.throttle_time))));
+            now,
+            kPaceMs + pace_whole(random_.fraction() * pace_ns(ms_time(parameters_.throttle_time))));
     }
     write_mark_ = now;
 }
@@ -772,151 +816,66 @@ PaceGuestTicket PrefetchPace::guest_begun(PaceTime at, uint64_t bytes) {
     if (!guest_active_) {
         enter(true, now);
     }
-    PaceGuestTicket ticket{now, bytes, issued_count_, phase_, kGuestSlots, in_flight_ == 0};
-    const uint32_t free = ~guest_slots_used_;
-    if (free != 0) {
-        ticket.slot = static_cast<size_t>(__builtin_ctz(free));
-        guest_slots_used_ |= uint32_t{1} << ticket.slot;
-        /* Our scouts tell how long a small read takes. */
-        const double more = std::max(0.0, static_cast<double>(bytes) - granule_) / base_rate();
-        guest_ends_[ticket.slot] =
-            pace_after(now, std::min(whole(latency() + more), kLongestQueue));
-    }
-    const bool last_missing = static_cast<double>(guest_count_ + 1) >= guest_depth_.value();
-    if (guest_seen_ && last_missing && now - guest_last_ended_ < kPaceSecond) {
-        smooth(&guest_think_, ns(now - guest_last_ended_) + 1);
-    }
-    if (guest_last_begun_ != 0 && now - guest_last_begun_ < kPaceSecond) {
-        smooth(&guest_interval_, ns(now - guest_last_begun_) + 1);
-    }
-    guest_last_begun_ = now;
-    guest_count_++;
-    guest_depth_.note(now, kDepthSpan, static_cast<double>(guest_count_));
-    reads_since_alone_++;
+    /* Our scouts tell how long a small read takes. */
+    const double more = std::max(0.0, static_cast<double>(bytes) - granule_) / base_rate();
+    const PaceTime least = std::min(pace_whole(latency() + more), kLongestQueue);
+    const PaceGuestTicket ticket{
+        now, bytes, issued_count_, phase_, guest_.begun(now, least), in_flight_ == 0};
+    comparison_.begun();
     load(now, static_cast<double>(bytes), base_rate());
     return ticket;
 }
 
 void PrefetchPace::guest_ended(PaceTime at, const PaceGuestTicket& ticket, bool ok) {
     const PaceTime now = advance(at);
-    FVD_ASSERT(guest_count_ != 0);
-    guest_count_--;
-    if (ticket.slot < kGuestSlots) {
-        guest_slots_used_ &= ~(uint32_t{1} << ticket.slot);
-    }
-    guest_last_ended_ = now;
-    guest_seen_ = true;
+    guest_.ended(now, ticket.slot);
     if (!ok) {
         return;
     }
     delivered_ += static_cast<double>(ticket.bytes);
-    const double took = ns(now - ticket.begun);
+    const double took = pace_ns(now - ticket.begun);
     /* What was in flight when the guest began is no fault of how we behave beside it. */
     const bool settled = ticket.phase == phase_ &&
-                         ns(ticket.begun - std::min(ticket.begun, entered_)) > 3 * latency();
+                         pace_ns(ticket.begun - std::min(ticket.begun, entered_)) > 3 * latency();
     if (!settled) {
         return;
     }
     const bool alone = ticket.alone && ticket.issued_before == issued_count_;
-    (alone ? alone_ : beside_).note(took);
-    if (alone) {
-        gap_ = false;
-        reads_since_alone_ = 0;
-    }
-    judge_guest();
-}
-
-/* Did reads beside prefetch take longer than those without? Only a difference that is larger than
- * chance makes it, counts. */
-void PrefetchPace::judge_guest() {
-    if (alone_.count() >= 2 * kSamplesToRaise) {
-        alone_.halve();
-    }
-    if (alone_.count() < kSamplesAlone || beside_.count() < kSamplesToCut) {
-        return;
-    }
-    const double more = beside_.mean() - alone_.mean();
-    const double error = alone_.squared_error() + beside_.squared_error();
-    const double tolerated = static_cast<double>(parameters_.guest_slowdown) / 100 * alone_.mean();
-    if (more > tolerated && (more - tolerated) * (more - tolerated) > 4 * error) {
-        guest_share_ = std::max(kLeastShare, guest_share_ * kShareCut);
-        beside_.clear();
-    } else if (beside_.count() >= kSamplesToRaise) {
-        guest_share_ = std::min(kMostShare, guest_share_ + kShareStep);
-        beside_.clear();
-    }
+    comparison_.note(took, alone, static_cast<double>(parameters_.guest_slowdown) / 100);
 }
 
 void PrefetchPace::adjust_share(double rate, double delay) {
     const bool queue =
         delay > latency() * kGuestQueueShare + kGuestQueueNs + latency_.mean_spread();
     if (guessing_ && !queue) {
-        note_rate(2 * shared_rate(), false);
+        rates_.note(2 * shared_rate(), false);
         return;
     }
-    note_rate(rate, queue && guessing_);
+    if (!rates_.doubted()) {
+        rates_.note(rate, queue && guessing_);
+    }
     if (queue && !guessing_) {
-        queue_share_ = std::max(kLeastShare, queue_share_ * kShareCut);
+        queue_share_ = std::max(kPaceLeastShare, queue_share_ * kQueueShareCut);
     } else {
-        queue_share_ = std::min(kMostShare, queue_share_ + kQueueShareStep);
+        queue_share_ = std::min(kPaceMostShare, queue_share_ + kQueueShareStep);
+    }
+    if (rates_.note_round(rate, queue && !guessing_)) {
+        queue_share_ = kPaceFirstShare;
+        train_.next = pace_after(now_, rates_.train_span());
     }
     guessing_ = false;
 }
 
 bool PrefetchPace::guest_is_active(PaceTime now) const {
-    return guest_count_ != 0 || (guest_seen_ && now < guest_idle_at());
-}
-
-/* Few reads a second are a busy guest, too. */
-PaceTime PrefetchPace::guest_idle_at() const {
-    const PaceTime least = ms_time(parameters_.guest_idle_time);
-    const PaceTime usual = whole(4 * guest_interval_);
-    return pace_after(guest_last_ended_, std::clamp(usual, least, std::max(least, kLongestIdle)));
-}
-
-PaceTime PrefetchPace::next_guest_read(PaceTime now) const {
-    const bool all_in_flight = guest_count_ != 0 && guest_slots_used_ != ~uint32_t{0} &&
-                               static_cast<double>(guest_count_) >= guest_depth_.value();
-    if (!all_in_flight) {
-        return now;
-    }
-    PaceTime first = kPaceNever;
-    for (size_t slot = 0; slot < kGuestSlots; slot++) {
-        if ((guest_slots_used_ >> slot & 1) != 0) {
-            first = std::min(first, guest_ends_[slot]);
-        }
-    }
-    return std::max(now, first);
-}
-
-/* A guest that reads one after the other is back in a moment; what is issued now is in its way. */
-bool PrefetchPace::think_pause(PaceTime now, PaceTime* until) const {
-    const bool one_missing = static_cast<double>(guest_count_ + 1) == guest_depth_.value();
-    if (!one_missing || !guest_seen_ || guest_think_ > latency() / 2) {
-        return false;
-    }
-    *until = pace_after(guest_last_ended_, whole(2 * guest_think_) + kThinkSlack);
-    return now < *until;
+    return guest_.active(now, ms_time(parameters_.guest_idle_time));
 }
 
 /* What is sent right behind a guest's read hides behind it, unless it comes to the front: where
  * the base takes different times for different requests, a lead is needed. */
 bool PrefetchPace::may_overtake(PaceTime now, PaceTime* until) const {
     const double lead = std::min(kLead * latency_.mean_spread(), latency() / 2);
-    *until = pace_after(guest_last_begun_, whole(lead));
-    return guest_count_ != 0 && now < *until;
-}
-
-/* From time to time the guest reads alone, so that we know what that is like. */
-bool PrefetchPace::quiet_gap(PaceTime now) {
-    if (gap_ && now >= gap_until_) {
-        gap_ = false;
-        reads_since_alone_ = 0;
-    } else if (!gap_ && reads_since_alone_ >= kReadsBetweenGaps) {
-        gap_ = true;
-        gap_until_ = pace_after(now, std::max(kGapTime, whole(8 * latency())));
-    }
-    return gap_;
+    *until = pace_after(guest_.last_begun(), pace_whole(lead));
+    return guest_.count() != 0 && now < *until;
 }
 
 /* ------------------------------------------------------------------------------ the model */
@@ -927,7 +886,7 @@ PaceTime PrefetchPace::advance(PaceTime now) {
         enter(false, now_);
     }
     if (now_ - rate_mark_ >= kRatePeriod) {
-        const double recent = rate_bytes_ / ns(now_ - rate_mark_);
+        const double recent = rate_bytes_ / pace_ns(now_ - rate_mark_);
         rate_ = now_ - rate_mark_ > 4 * kRatePeriod ? recent : (rate_ + recent) / 2;
         rate_mark_ = now_;
         rate_bytes_ = 0;
@@ -938,19 +897,18 @@ PaceTime PrefetchPace::advance(PaceTime now) {
 void PrefetchPace::enter(bool guest_active, PaceTime now) {
     drop_question();
     drop_train();
-    train_.next = guessing_ ? now : std::max(train_.next, pace_after(now, kTrainSpan));
+    train_.next = guessing_ ? now : std::max(train_.next, pace_after(now, rates_.train_span()));
     guest_active_ = guest_active;
     spread_until_ = now;
     late_scouts_ = 0;
     phase_++;
-    gap_ = false;
+    comparison_.restart();
     if (guest_active) {
         entered_ = now;
-        reads_since_alone_ = 0;
-        guest_depth_.forget();
+        guest_.forget_depth();
         /* What is in flight and does not fit into the pipe is waiting. */
         const double waiting = static_cast<double>(in_flight_) / base_rate() - latency();
-        busy_until_ = served_at_ = pace_after(now, std::min(whole(waiting), kLongestQueue));
+        paced_until_ = served_at_ = pace_after(now, std::min(pace_whole(waiting), kLongestQueue));
     }
     stop_measuring();
     begin_round(now);
@@ -964,8 +922,8 @@ double PrefetchPace::queue_limit() const {
 }
 
 double PrefetchPace::first_window() const {
-    const double best = *std::max_element(rates_.begin(), rates_.end());
-    const double seen = kFirstTrainShare * std::min(best, kFirstTrain / kLeastFirstTrainNs);
+    const double seen =
+        kFirstTrainShare * std::min(rates_.value(), kFirstTrain / kLeastFirstTrainNs);
     const double rate = !far() ? kFirstRate : seen != 0 ? seen : kFarFirstRate;
     const double window = kFirstWindow + rate * std::min(latency(), kFirstLatency);
     const double most = static_cast<double>(parameters_.max_in_flight);
@@ -974,8 +932,8 @@ double PrefetchPace::first_window() const {
 
 /* Before anything is known: what two small requests a round trip bring. */
 double PrefetchPace::base_rate() const {
-    const double rate = *std::max_element(rates_.begin(), rates_.end());
-    return rate != 0 ? rate : 2 * granule_ / std::max(latency(), ns(kPaceMs));
+    const double rate = rates_.value();
+    return rate != 0 ? rate : 2 * granule_ / std::max(latency(), pace_ns(kPaceMs));
 }
 
 /* What guest and prefetch together may reach. */
@@ -1014,21 +972,22 @@ double PrefetchPace::whole_granules(double bytes) const {
 }
 
 double PrefetchPace::backlog(PaceTime now) const {
-    return served_at_ > now ? ns(served_at_ - now) : 0;
+    return served_at_ > now ? pace_ns(served_at_ - now) : 0;
 }
 
 /* What the guest has in flight at times needs places, too. */
 size_t PrefetchPace::free_slots() const {
-    const double slots = static_cast<double>(parameters_.slots) + 1 - guest_depth_.value();
+    const double slots = static_cast<double>(parameters_.slots) + 1 - guest_.depth();
     return static_cast<size_t>(std::max(1.0, slots));
 }
 
 /* The model may be wrong: it never keeps us waiting for long. */
 void PrefetchPace::load(PaceTime now, double bytes, double rate) {
     const PaceTime latest = pace_after(now, kLongestQueue);
-    const PaceTime paced = pace_after(std::max(busy_until_, now), whole(bytes / rate));
-    const PaceTime served = pace_after(std::max(served_at_, now), whole(bytes / base_rate()));
-    busy_until_ = std::min(paced, latest);
+    const PaceTime from = std::max(paced_until_, now - std::min(now, pace_whole(saved(rate))));
+    const PaceTime paced = pace_after(from, pace_whole(bytes / rate));
+    const PaceTime served = pace_after(std::max(served_at_, now), pace_whole(bytes / base_rate()));
+    paced_until_ = std::min(paced, latest);
     served_at_ = std::min(served, latest);
 }
 
@@ -1038,12 +997,12 @@ PaceReport PrefetchPace::report(PaceTime at) const {
     report.guest_active = guest_active_;
     report.in_flight = in_flight_;
     report.storing = storing_;
-    report.window = whole(window_);
-    report.latency = whole(latency());
-    report.base_rate = whole(base_rate() * ns(kPaceSecond));
+    report.window = pace_whole(window_);
+    report.latency = pace_whole(latency());
+    report.base_rate = pace_whole(base_rate() * pace_ns(kPaceSecond));
     const bool stale = now - rate_mark_ > 2 * kRatePeriod;
-    const double recent = stale ? rate_bytes_ / ns(now - rate_mark_) : rate_;
-    report.rate = whole(recent * ns(kPaceSecond));
+    const double recent = stale ? rate_bytes_ / pace_ns(now - rate_mark_) : rate_;
+    report.rate = pace_whole(recent * pace_ns(kPaceSecond));
     report.share = share();
     report.held[static_cast<size_t>(reason_)] += now - reason_since_;
     return report;

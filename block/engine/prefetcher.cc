@@ -13,7 +13,7 @@ namespace {
 constexpr uint64_t kMiB = 1024 * 1024;
 
 /* Smaller requests cost more processor time than they make the guest's reads shorter. */
-constexpr uint64_t kGranule = 16 * 1024;
+constexpr uint64_t kGranule = 4 * 1024;
 /* How far ahead the base is asked for its zeros, in how large steps, and how much is zeroed at
  * once: a guest's first write waits for that. */
 constexpr uint64_t kLookAhead = 128 * kMiB;

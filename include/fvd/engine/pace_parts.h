@@ -27,6 +27,20 @@ constexpr PaceTime pace_after(PaceTime from, PaceTime span) {
     return span > kPaceNever - from ? kPaceNever : from + span;
 }
 
+constexpr double pace_ns(PaceTime time) {
+    return static_cast<double>(time);
+}
+
+/** At least 0. */
+constexpr PaceTime pace_whole(double ns) {
+    return ns <= 0 ? 0 : static_cast<PaceTime>(std::min(ns, 4e18)); /* 126 years */
+}
+
+/* Parts of the base's rate that guest and prefetch together take. */
+inline constexpr double kPaceFirstShare = 0.9;
+inline constexpr double kPaceLeastShare = 1.0 / 32;
+inline constexpr double kPaceMostShare = 0.95;
+
 /** Random numbers from a seed (splitmix64): the same seed, the same decisions. */
 class PaceRandom {
   public:
@@ -94,6 +108,41 @@ class BaseLatency {
     std::array<double, kSpreads> spreads_{};
     size_t spread_count_ = 0;
     PaceTime seen_ = 0;
+};
+
+/**
+ * What the base gives (bytes/ns): the best that was seen lately. Whole rounds of requests tell it,
+ * and trains (small requests sent at once, the distance of whose answers tells) where little is
+ * asked for. A bucket of tokens on the way lets a train pass faster than it lets others: what turns
+ * out to be too much is refuted, and from then on trains are believed a little at a time.
+ */
+class BaseRate {
+  public:
+    /** 0: nothing is known. */
+    double value() const;
+    /** @p below: it counts even if it is less than what was seen. */
+    void note(double rate, bool below);
+    /** @p used: as much as was known has been asked for, and came without a queue. */
+    void note_train(double rate, bool used);
+    /** In a round beside the guest requests waited, or did not. True when it refutes what was
+     *  known. */
+    bool note_round(double rate, bool queue);
+    bool doubted() const { return doubted_; }
+    /** From the train that begins now to the next. */
+    PaceTime next_train();
+    /** From what refuted the last one to the next. */
+    PaceTime train_span() const;
+
+  private:
+    static constexpr size_t kKept = 8;
+
+    std::array<double, kKept> seen_{};
+    size_t next_ = 0;
+    uint32_t trains_ = 0;
+    double queued_rate_ = 0;   /* that came in the last round, where requests waited in it */
+    bool doubted_ = false;     /* once refuted */
+    bool refuted_ = false;     /* what the last train told */
+    uint32_t refutations_ = 0; /* of trains in a row */
 };
 
 /** Count, mean and variance of samples (Welford). */

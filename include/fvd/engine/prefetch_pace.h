@@ -18,6 +18,7 @@
 #include <array>
 #include <cstddef>
 
+#include "fvd/engine/pace_guest.h"
 #include "fvd/engine/pace_parameters.h"
 #include "fvd/engine/pace_parts.h"
 
@@ -127,9 +128,6 @@ class PrefetchPace {
     PaceReport report(PaceTime now) const;
 
   private:
-    static constexpr size_t kGuestSlots = 32;
-    static constexpr size_t kRatesKept = 8;
-
     /* The time in which the requests issued at its begin come back. */
     struct Round {
         PaceTime begin = 0;
@@ -173,6 +171,11 @@ class PrefetchPace {
     PaceDecision limited(PaceTime now, double bytes);
     PaceDecision fill(PaceTime now);
     PaceDecision beside_guest(PaceTime now);
+    double least_beside_guest() const;
+    double allowed_beside_guest(PaceTime now) const;
+    PaceTime allowed_at(PaceTime now, double missing) const;
+    double saved(double rate) const;
+    bool hides(PaceTime now, double allowed, double* room, PaceTime* until) const;
     void account(PaceReason reason);
 
     void enter(bool guest_active, PaceTime now);
@@ -189,29 +192,24 @@ class PrefetchPace {
     void note_scout(PaceTime now, const PaceTicket& ticket);
     void note_delay(PaceTime now, const PaceTicket& ticket, double took);
     bool train_due(PaceTime now);
+    bool train_hides(PaceTime now) const;
     bool first_train(PaceTime now, PaceDecision* decision);
     bool room_for_train() const;
     void drop_train();
     uint64_t most_storing() const;
     void note_train(PaceTime now, const PaceTicket& ticket);
-    void note_rate(double rate, bool valid_below);
     void measure_read(PaceTime now, uint64_t bytes);
     void measure_write(PaceTime now, uint64_t bytes);
     void stop_measuring();
-    void judge_guest();
 
     bool guest_is_active(PaceTime now) const;
-    PaceTime guest_idle_at() const;
-    PaceTime next_guest_read(PaceTime now) const;
-    bool think_pause(PaceTime now, PaceTime* until) const;
     bool may_overtake(PaceTime now, PaceTime* until) const;
-    bool quiet_gap(PaceTime now);
 
     double latency() const { return latency_.value(); }
     double base_rate() const;
     double queue_limit() const;
     double first_window() const;
-    double share() const { return std::min(queue_share_, guest_share_); }
+    double share() const { return std::min(queue_share_, comparison_.share()); }
     double shared_rate() const;
     double pipe_content() const;
     double request_size() const;
@@ -244,8 +242,7 @@ class PrefetchPace {
     BaseLatency latency_; /* of scouts, ns */
     Ask ask_;
     Train train_;
-    std::array<double, kRatesKept> rates_{};
-    size_t next_rate_ = 0;
+    BaseRate rates_;
     double delivered_ = 0; /* bytes, to the guest as well */
     Round round_;
     uint64_t phase_ = 0; /* counts changes between the two ways of working */
@@ -264,26 +261,13 @@ class PrefetchPace {
     /* While the guest reads. */
     bool guest_active_ = false;
     PaceTime entered_ = 0;
-    PaceTime busy_until_ = 0; /* when it is free, at the rate we allow ourselves */
-    PaceTime served_at_ = 0;  /* when it is free, as far as we know */
-    /* Of the base's rate: as far as no queue shows, and as far as the guest does not suffer. */
-    double queue_share_;
-    double guest_share_;
-    bool guessing_ = true;                           /* the base's rate was never seen */
-    std::array<PaceTime, kGuestSlots> guest_ends_{}; /* when they may end at the earliest */
-    uint32_t guest_slots_used_ = 0;                  /* bit set */
-    uint64_t guest_count_ = 0;
-    RecentMax guest_depth_;
-    double guest_think_ = 0;
-    double guest_interval_ = 0;
-    PaceTime guest_last_begun_ = 0;
-    PaceTime guest_last_ended_ = 0;
-    bool guest_seen_ = false;
-    bool gap_ = false;
-    PaceTime gap_until_ = 0;
-    uint64_t reads_since_alone_ = 0;
-    Samples alone_;
-    Samples beside_;
+    PaceTime paced_until_ = 0; /* when it is free, at the rate we allow ourselves */
+    PaceTime served_at_ = 0;   /* when it is free, as far as we know */
+    /* Of the base's rate: as far as no queue shows. */
+    double queue_share_ = kPaceFirstShare;
+    bool guessing_ = true; /* the base's rate was never seen */
+    GuestReads guest_;
+    GuestComparison comparison_;
 
     /* Limits. */
     RateLimit read_limit_;
