@@ -81,8 +81,8 @@ bool BaseRate::note_round(double rate, bool queue) {
     if (refuted) {
         seen_.fill(0);
         note(carried, true);
+        refutations_ += refuted_ ? 0 : 1;
         doubted_ = refuted_ = true;
-        refutations_++;
     }
     return refuted;
 }

@@ -441,6 +441,51 @@ class Faults(FillTest):
         self.end(daemon, client, server)
         self.assert_reads("disk.img", self.content)
 
+    def test_a_server_that_tries_again_itself_is_waited_for(self):
+        """nbdkit's retry filter: no error reaches us, but requests hang until the server's source is well."""
+        trouble = os.path.abspath("trouble")
+        server = NbdKit(self, "base.raw", "error-pread=EIO", "error-pread-rate=100%", f"error-file={trouble}",
+                        "retry-delay=1", "retry-exponential=no", "retries=60", filters=["retry", "error"])
+        self.image(server, "prefetch_start_delay=0", "prefetch_max_read_throughput=8192")
+        daemon, client = self.daemon()
+        self.wait_for(daemon, "no start", lambda stats: stats["bytes-prefetch"] > MIB)
+        write_file(trouble, b"")
+        self.until("goes on without its source", lambda: self.progress_in(daemon, 0.5), lambda bytes: bytes == 0)
+        hung = threading.Thread(target=client.read, args=(SIZE - BLOCK, BLOCK))
+        hung.start()
+        time.sleep(0.3)
+        self.assertTrue(hung.is_alive())
+        os.unlink(trouble)
+        hung.join(PATIENCE)
+        self.assertFalse(hung.is_alive())
+        self.assertEqual(self.wait_until_complete(daemon)["base-errors"], 0)
+        self.assertEqual(client.read_all(), self.content)
+        self.end(daemon, client, server)
+
+    def progress_in(self, daemon, seconds):
+        before = self.stats(daemon)["bytes-prefetch"]
+        time.sleep(seconds)
+        return self.stats(daemon)["bytes-prefetch"] - before
+
+    def test_a_server_with_a_rate_of_its_own(self):
+        """nbdkit's rate filter: 4 MiB a second, and for a moment what was saved up. Prefetch takes what there is, and
+        a guest that reads meanwhile has its part."""
+        server = NbdKit(self, "base.raw", f"rate={4 * 8}M", "burstiness=0.25", filters=["rate"])
+        self.image(server, "prefetch_start_delay=0", "copy_on_read=on")
+        begun = time.monotonic()
+        daemon, client = self.daemon()
+        at = SIZE - 4 * BLOCK
+        for place in range(at, SIZE, BLOCK):
+            self.assertEqual(client.read(place, BLOCK), self.content[place:place + BLOCK])
+        self.assertFalse(self.stats(daemon)["complete"], "nothing was left to compete with")
+        self.wait_until_complete(daemon)
+        took = time.monotonic() - begun
+        data = self.size * 3 // 4
+        self.assertLess(took, 2 * data / (4 * MIB))
+        self.assertEqual(client.read_all(), self.content)
+        self.assertEqual(sum(length for _, length in server.reads()), data)
+        self.end(daemon, client, server)
+
     def test_progress_survives_a_killed_process(self):
         server = NbdKit(self, "base.raw", "rdelay=10ms", filters=["delay"])
         self.image(server, "prefetch_start_delay=0", "prefetch_max_read_throughput=8192")

@@ -190,6 +190,65 @@ TEST(BaseLatency, KeepsTheLeastUntilItWasNotSeenForLong) {
     EXPECT_EQ(latency.value(), 50e6);
 }
 
+TEST(BaseRate, TheBestOfTheLastEightCounts) {
+    BaseRate rate;
+    EXPECT_EQ(rate.value(), 0);
+    rate.note(0.5, false);
+    rate.note(0.4, false); /* it is no news that less came where less was asked for */
+    EXPECT_EQ(rate.value(), 0.5);
+    for (int i = 0; i < 8; i++) {
+        EXPECT_EQ(rate.value(), 0.5);
+        rate.note(0.4, true);
+    }
+    EXPECT_EQ(rate.value(), 0.4);
+    rate.note_train(0.6, false);
+    EXPECT_EQ(rate.value(), 0.6);
+}
+
+TEST(BaseRate, WhatABucketLetPassIsRefutedAndThenBelievedALittleAtATime) {
+    BaseRate rate;
+    rate.note_train(1.0, false);
+    EXPECT_FALSE(rate.note_round(0.020, true)); /* a machine that was busy, perhaps */
+    EXPECT_FALSE(rate.note_round(0.020, false));
+    EXPECT_FALSE(rate.note_round(0.025, true));
+    EXPECT_FALSE(rate.doubted());
+    EXPECT_TRUE(rate.note_round(0.020, true));
+    EXPECT_TRUE(rate.doubted());
+    EXPECT_EQ(rate.value(), 0.025);
+    rate.note_train(1.0, false); /* what is believed now was not used */
+    EXPECT_EQ(rate.value(), 0.025);
+    rate.note_train(1.0, true);
+    EXPECT_EQ(rate.value(), 0.025 * 1.25);
+}
+
+TEST(BaseRate, MoreThanWasKnownRefutesNothing) {
+    BaseRate rate;
+    rate.note_train(0.020, false);
+    EXPECT_FALSE(rate.note_round(0.025, true));
+    EXPECT_FALSE(rate.note_round(0.025, true));
+    EXPECT_EQ(rate.value(), 0.020);
+}
+
+TEST(BaseRate, TrainsThatAreRefutedComeMoreAndMoreSeldom) {
+    BaseRate rate;
+    for (const PaceTime span : {kSecond / 2, kSecond / 2, kSecond / 2, kSecond / 2, 10 * kSecond}) {
+        EXPECT_EQ(rate.next_train(), span);
+        rate.note_train(1.0, true);
+    }
+    for (const PaceTime span : {4U, 8U, 16U, 32U, 60U, 60U}) {
+        const double known = rate.value();
+        EXPECT_FALSE(rate.note_round(known / 2, true));
+        EXPECT_TRUE(rate.note_round(known / 2, true));
+        EXPECT_FALSE(rate.note_round(known / 4, true)); /* the queue is still there */
+        EXPECT_TRUE(rate.note_round(known / 4, true));
+        EXPECT_FALSE(rate.note_round(known / 4, false));
+        EXPECT_EQ(rate.train_span(), span * kSecond);
+        EXPECT_EQ(rate.next_train(), span * kSecond);
+        rate.note_train(1.0, true);
+    }
+    EXPECT_EQ(rate.next_train(), 4 * kSecond); /* the last one was not refuted */
+}
+
 TEST(Samples, MeanAndErrorAreThoseOfTheTextbook) {
     Samples samples;
     for (const double value : {2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0}) {
