@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <bit>
 #include <new>
-#include <utility>
 
 #include "fvd/base/plant.h"
 
@@ -18,49 +17,59 @@ FetchList::~FetchList() {
 }
 
 void FetchList::forget_spares() {
-    while (spares_ != nullptr) {
-        host_.release(std::exchange(spares_, spares_->next));
+    while (newest_ != nullptr) {
+        host_.release(unlink(*newest_));
     }
-    spare_ = 0;
+}
+
+void* FetchList::unlink(Spare& spare) {
+    (spare.newer != nullptr ? spare.newer->older : newest_) = spare.older;
+    (spare.older != nullptr ? spare.older->newer : oldest_) = spare.newer;
+    spare_ -= spare.size;
+    return &spare;
 }
 
 void FetchList::keep_memory(bool keep) {
     keep_ = keep;
     if (!keep) {
         forget_spares();
+        peak_ = used_;
     }
 }
 
 /* A spare piece that is not much too large. */
 std::byte* FetchList::take(uint64_t size, uint64_t* got) {
-    for (Spare** link = &spares_; *link != nullptr; link = &(*link)->next) {
-        Spare* const spare = *link;
+    for (Spare* spare = newest_; spare != nullptr; spare = spare->older) {
         if (spare->size >= size && spare->size / 4 <= size) {
-            *link = spare->next;
             *got = spare->size;
-            spare_ -= spare->size;
-            return reinterpret_cast<std::byte*>(spare);
+            return static_cast<std::byte*>(unlink(*spare));
         }
     }
     *got = size;
     void* memory = host_.allocate(size);
-    if (memory == nullptr && spares_ != nullptr) {
+    if (memory == nullptr && newest_ != nullptr) {
         forget_spares();
         memory = host_.allocate(size);
     }
     return static_cast<std::byte*>(memory);
 }
 
+/* The peak is forgotten as memory is used over and over, so that it stays where use goes up and
+ * down. */
 void FetchList::give_back(void* memory, uint64_t size) {
-    const uint64_t most = std::max(kMostSpare, memory_);
-    if (size + spare_ > most) {
-        forget_spares(); /* sizes change, and the last ones are those that will be asked for */
+    used_ -= size;
+    peak_ = std::max(used_ + size, peak_ - std::min(peak_, size / kForget));
+    const uint64_t most = std::max(kMostSpare, peak_ + peak_ / kSlack);
+    while (newest_ != nullptr && used_ + spare_ + size > most) {
+        host_.release(unlink(*oldest_)); /* sizes change, and newer ones are asked for again */
     }
-    if (!keep_ || size > most || FVD_PLANT(free_while_copied)) {
+    if (!keep_ || FVD_PLANT(free_while_copied)) {
         host_.release(memory);
         return;
     }
-    spares_ = new (memory) Spare{spares_, size};
+    auto* const spare = new (memory) Spare{nullptr, newest_, size};
+    (newest_ != nullptr ? newest_->newer : oldest_) = spare;
+    newest_ = spare;
     spare_ += size;
 }
 
@@ -100,6 +109,8 @@ Fetch* FetchList::add(const Fetch& what) {
     }
     Fetch* const fetch = new (memory + room) Fetch(what);
     fetch->memory = size;
+    used_ += size;
+    peak_ = std::max(peak_, used_);
     fetch->data = has_data ? memory : nullptr;
     link(*fetch);
     count_.fetch_add(1, std::memory_order_release);

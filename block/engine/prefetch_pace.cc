@@ -43,6 +43,9 @@ constexpr double kFirstTrainShare = 0.5;
 constexpr double kLeastFirstTrainNs = 2 * kMs;
 constexpr PaceTime kBurst = kPaceMs; /* sent within this time */
 constexpr double kFarStartGrowth = 1;
+/* One that gave the burst as fast as it is believed is in for more. */
+constexpr double kFastFarStartGrowth = 2;
+constexpr double kFastFarRate = 0.75 * kFirstTrain / kLeastFirstTrainNs;
 /* So many late scouts in a row end the start: one may have met a machine that was busy. */
 constexpr uint32_t kLateScouts = 2;
 /* A start that brings less than this is over after three rounds. */
@@ -55,6 +58,7 @@ constexpr double kClearShare = 0.5; /* of what counts as a queue */
 /* And when so many in a row found the pipe empty. */
 constexpr uint32_t kEmptyRounds = 4;
 constexpr double kEmptyShare = 0.125;
+constexpr double kEmptyGrowth = 1.5;
 
 /* Growth per round is as if rounds were no longer than this. */
 constexpr double kStepLatency = 25 * kMs;
@@ -535,8 +539,8 @@ void PrefetchPace::fetched(PaceTime at, const PaceTicket& ticket, bool ok) {
     rate_bytes_ += size;
     report_.fetched += ticket.bytes;
     if (ticket.phase == phase_ && starting_ && !guest_active_ && round_.window_was_limit) {
-        const double growth = far() ? kFarStartGrowth : kStartGrowth;
-        window_ = std::min(window_ + growth * size, static_cast<double>(parameters_.max_in_flight));
+        window_ = std::min(window_ + start_growth() * size,
+                           static_cast<double>(parameters_.max_in_flight));
     }
     if (ticket.train != 0) {
         note_train(now, ticket);
@@ -710,10 +714,12 @@ void PrefetchPace::resume_start(double delay) {
     const bool empty = round_.window_was_limit && delay < queue_limit() * kEmptyShare &&
                        window_ < static_cast<double>(parameters_.max_in_flight);
     empty_rounds_ = empty ? empty_rounds_ + 1 : 0;
-    if (ended_early || (empty_rounds_ >= kEmptyRounds && latency() > kResumeLatency)) {
+    if (ended_early) {
         starting_ = true;
         flat_rounds_ = empty_rounds_ = 0;
         stop_measuring();
+    } else if (empty_rounds_ >= kEmptyRounds && latency() > kResumeLatency) {
+        window_ *= kEmptyGrowth;
     }
 }
 
@@ -963,6 +969,14 @@ bool PrefetchPace::far() const {
 bool PrefetchPace::scouts_are_dear() const {
     return !guest_active_ &&
            request_size() >= whole_granules(static_cast<double>(parameters_.bytes_per_prefetch));
+}
+
+/* For each byte that comes back. */
+double PrefetchPace::start_growth() const {
+    if (!far()) {
+        return kStartGrowth;
+    }
+    return rates_.value() >= kFastFarRate ? kFastFarStartGrowth : kFarStartGrowth;
 }
 
 /* At least one. */

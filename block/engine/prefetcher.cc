@@ -57,7 +57,6 @@ void Prefetcher::set_parameters(const PaceParameters& parameters, bool copy_on_r
     if (!alive_) {
         return;
     }
-    fetches_.keep_memory(!finished_ && (copy_on_read || parameters.start_delay >= 0));
     const PaceTime now = host_.now();
     if (pace_) {
         pace_->set_parameters(parameters, now);
@@ -73,11 +72,18 @@ void Prefetcher::set_parameters(const PaceParameters& parameters, bool copy_on_r
         }
     }
     wanted_.store(parameters.start_delay >= 0, std::memory_order_release);
+    keep_memory();
     wake();
+}
+
+/* For those who will soon fetch more. */
+void Prefetcher::keep_memory() {
+    fetches_.keep_memory(!finished_ && (keeps_ || (wanted_.load() && !paused_)));
 }
 
 void Prefetcher::set_paused(bool paused) {
     paused_ = paused;
+    keep_memory();
     if (pace_) {
         paused ? pace_->pause(host_.now()) : pace_->resume(host_.now());
         if (!FVD_PLANT(pause_for_ever)) {
@@ -383,9 +389,7 @@ void Prefetcher::finished(bool ok) {
     const PaceTime now = host_.now();
     finishing_ = false;
     finished_ = ok;
-    if (ok) {
-        fetches_.keep_memory(false);
-    }
+    keep_memory();
     if (ok && pace_) {
         pace_->finish(now);
         decision_ = pace_->decide(now);

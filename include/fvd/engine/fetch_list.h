@@ -72,17 +72,23 @@ class FetchList {
 
   private:
     /* Fresh memory costs a fault for each page, which is more than reading it from a base nearby.
-     * So much is kept for the next, or as much as is in use. */
+     * So what is in use and what is kept for the next are together so much, or as much as was in
+     * use at the peak (and a little, so that it is not forgotten at once) before the last so many
+     * times that amount passed through. */
     static constexpr uint64_t kMostSpare = 4 * 1024 * 1024 + 4096;
+    static constexpr uint64_t kForget = 64;
+    static constexpr uint64_t kSlack = 8;
     static constexpr uint64_t kLeastRoom = 4096;
     struct Spare {
-        Spare* next;
+        Spare* newer;
+        Spare* older;
         uint64_t size;
     };
 
     std::byte* take(uint64_t size, uint64_t* got);
     void give_back(void* memory, uint64_t size);
     void forget_spares();
+    void* unlink(Spare& spare);
     void link(Fetch& fetch);
     uint64_t held_by(const Fetch& fetch) const {
         return fetch.data != nullptr ? fetch.bytes.count() : 0;
@@ -95,8 +101,11 @@ class FetchList {
     uint64_t guest_memory_ = 0;
     uint64_t memory_ = 0;
     bool keep_ = false;
-    Spare* spares_ = nullptr; /* the last one that was in use first */
-    uint64_t spare_ = 0;      /* bytes of them */
+    Spare* newest_ = nullptr;
+    Spare* oldest_ = nullptr;
+    uint64_t spare_ = 0; /* bytes kept */
+    uint64_t used_ = 0;  /* bytes of pieces in use */
+    uint64_t peak_ = 0;
 };
 
 }  // namespace fvd

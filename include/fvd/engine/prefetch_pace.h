@@ -214,6 +214,7 @@ class PrefetchPace {
     double pipe_content() const;
     double request_size() const;
     bool far() const;
+    double start_growth() const;
     bool scouts_are_dear() const;
     double whole_granules(double bytes) const;
     double backlog(PaceTime now) const;

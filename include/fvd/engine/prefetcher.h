@@ -96,6 +96,7 @@ class Prefetcher {
     void look();
     PaceTime finish_if_quiet(PaceTime now);
     void arm(PaceTime now, PaceTime when);
+    void keep_memory();
     void drop_waiting();
 
     Host& host_;
