@@ -13,6 +13,8 @@ constexpr PaceTime kDepthSpan = 2 * kPaceSecond;
 constexpr PaceTime kThinkSlack = 50'000;
 constexpr PaceTime kLongestIdle = 600 * kPaceMs;
 
+/* Squared: so many standard deviations are no chance any more. */
+constexpr double kChance = 3;
 constexpr double kShareCut = 0.8;
 constexpr double kShareStep = 0.03;
 /* Gaps cost what prefetch could have done in them: they are few and short when it is known to so
@@ -136,7 +138,7 @@ void GuestComparison::judge(double tolerated) {
     }
     const double too_much = beside_.mean() - (1 + tolerated) * alone_.mean();
     const double error = alone_.squared_error() + beside_.squared_error();
-    if (too_much > 0 && too_much * too_much > 4 * error) {
+    if (too_much > 0 && too_much * too_much > kChance * error) {
         share_ = std::max(kPaceLeastShare, share_ * kShareCut);
         beside_.clear();
     } else if (beside_.count() >= kSamplesToRaise) {

@@ -71,12 +71,10 @@ TEST(GivesWay, AndUsesTheRestAlsoWhenTheGuestWasThereFirst) {
         for (const LinkShape& link : {kNear, uneven, bucket}) {
             SCOPED_TRACE(testing::Message() << load.size << ", base " << link.base_time / kUs
                                             << " us, bucket " << link.burst / kUs << " us");
-            const BesideGuest alone = beside_guest(std::nullopt, link, load);
-            const BesideGuest both = beside_guest(Contender::paced, link, load, 4 * kSecond);
-            EXPECT_GE(both.guest_rate, 0.95 * alone.guest_rate);
-            EXPECT_LE(static_cast<double>(both.p99), 1.15 * static_cast<double>(alone.p99));
-            const double left = kSlowLink * 1e9 - alone.guest_rate * static_cast<double>(load.size);
-            EXPECT_GE(both.prefetch_rate, 0.8 * left);
+            const Manners manners = mean_manners(link, load, 4 * kSecond);
+            EXPECT_GE(manners.kept, 0.95);
+            EXPECT_LE(manners.longer, 1.15);
+            EXPECT_GE(manners.used, 0.8);
         }
     }
 }
@@ -100,11 +98,11 @@ TEST(GivesWay, OtherGuestsKeepTheirThroughputToo) {
 TEST(GivesWay, AlsoWhereTheBaseTakesDifferentTimes) {
     for (const PaceTime round_trip : {2 * kMs, 10 * kMs, 50 * kMs}) {
         SCOPED_TRACE(round_trip / kMs);
-        const LinkShape link{.rate = kSlowLink, .round_trip = round_trip, .base_time = kMs / 2};
-        const BesideGuest alone = beside_guest(std::nullopt, link, {});
-        const BesideGuest both = beside_guest(Contender::paced, link, {});
-        EXPECT_GE(both.guest_rate, 0.95 * alone.guest_rate);
-        EXPECT_LE(static_cast<double>(both.p99), 1.15 * static_cast<double>(alone.p99));
+        const Manners manners = mean_manners(
+            {.rate = kSlowLink, .round_trip = round_trip, .base_time = kMs / 2}, GuestLoad{});
+        EXPECT_GE(manners.kept, 0.95);
+        EXPECT_LE(manners.longer, 1.15);
+        EXPECT_GE(manners.used, 0.4);
     }
 }
 

@@ -26,23 +26,39 @@ double mean_fill_rate(Contender contender, const LinkShape& link, uint64_t bytes
 }
 
 BesideGuest beside_guest(std::optional<Contender> contender, const LinkShape& shape,
-                         const GuestLoad& load, PaceTime starts) {
+                         const GuestLoad& load, PaceTime starts, uint64_t seed) {
     constexpr PaceTime kFrom = 5 * kSecond;
     constexpr PaceTime kUntil = 30 * kSecond;
     Clock clock;
-    Link link(clock, shape, 1);
+    Link link(clock, shape, seed);
     MachineShape machine_shape;
     machine_shape.prefetches = contender.has_value();
     machine_shape.starts = starts;
     machine_shape.contender = contender.value_or(Contender::paced);
-    Machine machine(clock, link, machine_shape, 1);
+    Machine machine(clock, link, machine_shape, seed);
     GuestLoad later = load;
     later.from = 3 * kSecond;
-    machine.add_guest(later, 2);
+    machine.add_guest(later, seed + 1);
     machine.guests[0]->judge(kFrom, kUntil);
     clock.run_until(kUntil);
     return {machine.guests[0]->rate(), machine.guests[0]->percentile(0.99),
             machine.rate(kFrom, kUntil)};
+}
+
+Manners mean_manners(const LinkShape& shape, const GuestLoad& load, PaceTime starts) {
+    constexpr uint64_t kRuns = 6;
+    constexpr double kLittle = 1.0 / 20;
+    Manners sum;
+    for (uint64_t seed = 1; seed <= kRuns; seed++) {
+        const BesideGuest alone = beside_guest(std::nullopt, shape, load, 0, seed);
+        const BesideGuest both = beside_guest(Contender::paced, shape, load, starts, seed);
+        const double rate = shape.rate * 1e9;
+        const double left = rate - alone.guest_rate * static_cast<double>(load.size);
+        sum.kept += both.guest_rate / alone.guest_rate;
+        sum.longer += static_cast<double>(both.p99) / static_cast<double>(alone.p99);
+        sum.used += left < kLittle * rate ? 1 : both.prefetch_rate / left;
+    }
+    return {sum.kept / kRuns, sum.longer / kRuns, sum.used / kRuns};
 }
 
 PaceTime recovery_time(const LinkShape& shape, PaceTime from, PaceTime until) {

@@ -32,7 +32,15 @@ struct BesideGuest {
 /** A guest that reads from 3 s on, measured from 5 s to 30 s; nobody prefetches where @p contender
  * is not given, else from @p starts on. */
 BesideGuest beside_guest(std::optional<Contender> contender, const LinkShape& link,
-                         const GuestLoad& load, PaceTime starts = 0);
+                         const GuestLoad& load, PaceTime starts = 0, uint64_t seed = 1);
+
+struct Manners {
+    double kept = 0;   /* part of its throughput that the guest has beside prefetch */
+    double longer = 0; /* its 99th percentile beside prefetch, as a multiple */
+    double used = 0;   /* by prefetch, of what the guest leaves; 1 where that is next to nothing */
+};
+/** Means of six runs. */
+Manners mean_manners(const LinkShape& link, const GuestLoad& load, PaceTime starts = 0);
 
 /** From the guest's last read until prefetch has nine tenths of the link, in steps of 50 ms. */
 PaceTime recovery_time(const LinkShape& link, PaceTime from = 3 * kPaceSecond,
