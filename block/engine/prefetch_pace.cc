@@ -44,7 +44,7 @@ constexpr double kLeastFirstTrainNs = 2 * kMs;
 constexpr PaceTime kBurst = kPaceMs; /* sent within this time */
 constexpr double kFarStartGrowth = 1;
 /* One that gave the burst as fast as it is believed is in for more. */
-constexpr double kFastFarStartGrowth = 2;
+constexpr double kFastFarStartGrowth = 3;
 constexpr double kFastFarRate = 0.75 * kFirstTrain / kLeastFirstTrainNs;
 /* So many late scouts in a row end the start: one may have met a machine that was busy. */
 constexpr uint32_t kLateScouts = 2;
