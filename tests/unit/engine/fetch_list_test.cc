@@ -64,7 +64,7 @@ TEST_F(FetchListTest, APeakThatIsLongOverIsForgotten) {
 
 TEST_F(FetchListTest, WhenSizesChangeTheOldestPiecesGo) {
     fetch(64, 64 * 1024);
-    fetch(16, kMiB); /* what was kept is too small for them */
+    fetch(16, kMiB);               /* what was kept is too small for them */
     EXPECT_LE(host.live, 16 + 32); /* an eighth more than was in use, at most */
     fetch(16, kMiB);
     EXPECT_EQ(host.allocations, 64 + 16);
