@@ -110,7 +110,6 @@ Fetch* FetchList::add(const Fetch& what) {
     Fetch* const fetch = new (memory + room) Fetch(what);
     fetch->memory = size;
     used_ += size;
-    peak_ = std::max(peak_, used_);
     fetch->data = has_data ? memory : nullptr;
     link(*fetch);
     count_.fetch_add(1, std::memory_order_release);

@@ -17,9 +17,6 @@ constexpr double kFade = 0.999;
 
 constexpr uint32_t kMaxDoublings = 20;
 
-/* Nanoseconds that fit into a PaceTime: 126 years. */
-constexpr double kLongest = 4e18;
-
 /* The base's latency was seen again when it was not longer than this. */
 constexpr double kSeenAgain = 1.05;
 constexpr double kSeenAgainNs = 0.1 * static_cast<double>(kPaceMs);
@@ -193,8 +190,7 @@ PaceTime RateLimit::ready_at(PaceTime now, double bytes) {
         return now;
     }
     /* One more, lest the time be rounded to one where a fraction is missing. */
-    const double wait = std::min(missing / rate_, kLongest);
-    return pace_after(now, static_cast<PaceTime>(wait) + 1);
+    return pace_after(now, pace_whole(missing / rate_) + 1);
 }
 
 void RateLimit::take(PaceTime now, double bytes) {

@@ -33,7 +33,7 @@ constexpr double kStartGrowth = 3;
 /* From here on requests are spread over the round trip, or over a little less of it. */
 constexpr double kSpreadLatency = 1 * kMs;
 constexpr double kSpread = 0.9;
-/* From here on a base is far, and it begins with 23 MB/s, and doubles. */
+/* From here on a base is far, and it begins with 23 MB/s, and doubles each round trip. */
 constexpr double kFarLatency = 5 * kMs;
 constexpr double kFarFirstRate = 0.023;
 /* Or with this part of what a burst of so many bytes says, which is not believed to be over sooner.
@@ -43,7 +43,7 @@ constexpr double kFirstTrainShare = 0.5;
 constexpr double kLeastFirstTrainNs = 2 * kMs;
 constexpr PaceTime kBurst = kPaceMs; /* sent within this time */
 constexpr double kFarStartGrowth = 1;
-/* One that gave the burst as fast as it is believed is in for more. */
+/* One that gave that burst nearly as fast as it is believed is in for more. */
 constexpr double kFastFarStartGrowth = 3;
 constexpr double kFastFarRate = 0.75 * kFirstTrain / kLeastFirstTrainNs;
 /* So many late scouts in a row end the start: one may have met a machine that was busy. */
@@ -55,9 +55,9 @@ constexpr uint32_t kFlatRounds = 3;
 constexpr uint32_t kClearRounds = 2;
 constexpr double kResumeLatency = 1 * kMs;
 constexpr double kClearShare = 0.5; /* of what counts as a queue */
-/* And when so many in a row found the pipe empty. */
+/* When so many in a row found the pipe empty, the window grows by this each round. */
 constexpr uint32_t kEmptyRounds = 4;
-constexpr double kEmptyShare = 0.125;
+constexpr double kEmptyShare = 0.125; /* of what counts as a queue */
 constexpr double kEmptyGrowth = 1.5;
 
 /* Growth per round is as if rounds were no longer than this. */
@@ -77,8 +77,8 @@ constexpr uint64_t kMostStoring = uint64_t{16} << 20;
 constexpr uint32_t kScoutsInRound = 5;
 constexpr uint64_t kScoutEvery = 3;
 constexpr uint64_t kDearScoutEvery = 32;
-constexpr double kLongRound = 3; /* latencies: it ends with fewer */
-constexpr double kLongGuestRound = 50 * kMs;
+constexpr double kLongRound = 3;             /* latencies: it ends with fewer */
+constexpr double kLongGuestRound = 50 * kMs; /* beside the guest, if that is longer */
 constexpr PaceTime kLeastRound = 4 * kPaceMs;
 /* At a distance, so that they do not wait for each other. */
 constexpr uint32_t kAskScouts = 4;
@@ -103,7 +103,7 @@ constexpr double kHiddenShare = 1.0 / 2; /* of the room there is, so that reques
 constexpr double kTolerance = 1.0 / 100; /* of the latency: how late the queue may be empty */
 constexpr double kSaved = 1.0 / 2;       /* of the latency: what was not used is made up for */
 constexpr PaceTime kLongestQueue = kPaceSecond;
-constexpr double kLead = 5;
+constexpr double kLead = 5; /* times by what latency varies: so long a guest's read is overtaken */
 constexpr double kGuestQueueShare = 1.0 / 8;
 constexpr double kGuestQueueNs = 0.2 * kMs;
 constexpr uint32_t kTrain = 8;
@@ -374,24 +374,21 @@ PaceDecision PrefetchPace::beside_guest(PaceTime now) {
     if (train_due(now)) {
         return limited(now, granule_);
     }
-    const double pipe = base_rate() * latency();
     const double least = least_beside_guest();
-    if (in_flight_count_ >= free_slots() ||
-        static_cast<double>(in_flight_) > 1.25 * pipe + 4 * least) {
+    const double most_in_flight = 1.25 * base_rate() * latency() + 4 * least;
+    if (in_flight_count_ >= free_slots() || static_cast<double>(in_flight_) > most_in_flight) {
         return hold(PaceReason::guest_active, kPaceNever);
     }
     const double allowed = allowed_beside_guest(now);
     if (allowed < least) {
         return hold(PaceReason::guest_active, allowed_at(now, least - allowed));
     }
-    double room = 0;
-    if (!hides(now, allowed, &room, &until)) {
+    double size = 0;
+    if (!hides(now, allowed, &size, &until)) {
         return hold(PaceReason::guest_active, until);
     }
     const bool scout = scouts_in_flight_ == 0 && since_scout_ + 1 >= kScoutEvery;
-    const double most = std::max(least, whole_granules(pipe * kLargePart));
-    const double size = whole_granules(std::min(room, allowed));
-    return limited(now, scout ? granule_ : std::clamp(size, least, most));
+    return limited(now, scout ? granule_ : size);
 }
 
 /* The places in flight have to be enough to fill the pipe. */
@@ -423,7 +420,7 @@ double PrefetchPace::saved(double rate) const {
  * much; else @p until says when to look again. At first after the guest's read, as long as we may
  * overtake it, that is one small request at a time, and only as many as will not find room later.
  */
-bool PrefetchPace::hides(PaceTime now, double allowed, double* room, PaceTime* until) const {
+bool PrefetchPace::hides(PaceTime now, double allowed, double* size, PaceTime* until) const {
     PaceTime lead_ends = 0;
     const bool lead = may_overtake(now, &lead_ends);
     const PaceTime answer = guest_.next(now);
@@ -434,14 +431,14 @@ bool PrefetchPace::hides(PaceTime now, double allowed, double* room, PaceTime* u
         return false;
     }
     const PaceTime next = lead ? now : answer;
-    *room = (pace_ns(next) + latency() * kTolerance - pace_ns(free)) * base_rate();
-    const double least = least_beside_guest();
+    const double room = (pace_ns(next) + latency() * kTolerance - pace_ns(free)) * base_rate();
     const double pipe = base_rate() * latency();
-    const double few = std::clamp(*room * kHiddenShare, std::max(least, pipe * kHiddenPart),
-                                  std::max(least, pipe * kLargePart));
+    const double least = least_beside_guest();
+    const double most = std::max(least, whole_granules(pipe * kLargePart));
+    const double few = std::min(std::max({room * kHiddenShare, least, pipe * kHiddenPart}), most);
     const double saved_up = (saved(shared_rate()) + latency()) * shared_rate();
     const double wanted = next > now ? whole_granules(std::min(few, saved_up)) : least;
-    if (*room < wanted && (free > now || next > now)) {
+    if (room < wanted && (free > now || next > now)) {
         *until = std::max({free, next, now + 1});
         *until = lead ? std::min(*until, lead_ends) : *until;
         return false;
@@ -450,6 +447,7 @@ bool PrefetchPace::hides(PaceTime now, double allowed, double* room, PaceTime* u
         *until = allowed_at(now, wanted - allowed);
         return false;
     }
+    *size = std::clamp(whole_granules(std::min(room, allowed)), least, most);
     return true;
 }
 
@@ -702,9 +700,10 @@ void PrefetchPace::end_start(double window, double delay) {
     begin_round(now_);
 }
 
-/* When all was clear after the start's end, what ended it was no queue. And where nothing waits at
- * all, round after round, the pipe is far from full, whoever else uses it. */
-void PrefetchPace::resume_start(double delay) {
+/* When all was clear after the start's end, what ended it was no queue, and the start goes on. And
+ * where nothing waits at all, round after round, the pipe is far from full, whoever else uses it.
+ */
+void PrefetchPace::regain_window(double delay) {
     if (starting_) {
         return;
     }
@@ -725,7 +724,7 @@ void PrefetchPace::resume_start(double delay) {
 
 void PrefetchPace::adjust_window(double rate, double delay) {
     const bool queue = delay > queue_limit();
-    resume_start(delay);
+    regain_window(delay);
     rates_.note(rate, round_.window_was_limit || queue);
     guessing_ = false;
     const double most = static_cast<double>(parameters_.max_in_flight);

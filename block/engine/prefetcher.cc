@@ -12,7 +12,7 @@ namespace {
 
 constexpr uint64_t kMiB = 1024 * 1024;
 
-/* Smaller requests cost more processor time than they make the guest's reads shorter. */
+/* The smallest request, which a guest's read may meet: as large as blocks usually are. */
 constexpr uint64_t kGranule = 4 * 1024;
 /* How far ahead the base is asked for its zeros, in how large steps, and how much is zeroed at
  * once: a guest's first write waits for that. */

@@ -7,8 +7,6 @@
 namespace fvd::pace {
 namespace {
 
-constexpr LinkShape kNear{.rate = kSlowLink, .round_trip = 2 * kMs};
-
 TEST(FillsThePipe, WithinATenthOfSixteenLargeRequestsAtAnyRoundTrip) {
     for (const PaceTime round_trip : kRoundTrips) {
         SCOPED_TRACE(round_trip / kMs);
@@ -63,12 +61,9 @@ TEST(GivesWay, AGuestThatReadsOneByOneDoesNotNotice) {
  * ones are, and where a bucket of tokens on the way lets requests pass too fast that are sent at
  * once. */
 TEST(GivesWay, AndUsesTheRestAlsoWhenTheGuestWasThereFirst) {
-    const LinkShape uneven{.rate = kSlowLink, .round_trip = 2 * kMs, .base_time = 130 * kUs};
-    LinkShape bucket = uneven;
-    bucket.burst = 2600 * kUs;
     for (const GuestLoad& load : {GuestLoad{}, GuestLoad{.size = 16384, .think = 150 * kUs},
                                   GuestLoad{.size = 65536, .think = 150 * kUs}}) {
-        for (const LinkShape& link : {kNear, uneven, bucket}) {
+        for (const LinkShape& link : {kNear, kNearUneven, kNearBucket}) {
             SCOPED_TRACE(testing::Message() << load.size << ", base " << link.base_time / kUs
                                             << " us, bucket " << link.burst / kUs << " us");
             const Manners manners = mean_manners(link, load, 4 * kSecond);

@@ -13,6 +13,12 @@ namespace fvd::pace {
 inline constexpr PaceTime kRoundTrips[] = {0, 2 * kMs, 10 * kMs, 50 * kMs, 200 * kMs};
 inline constexpr double kSlowLink = 0.025; /* 200 Mbit/s */
 inline constexpr double kFastLink = 0.125; /* 1 Gbit/s */
+/* A slow link that is near; with a base as uneven as real ones are; and with a bucket of 64 KiB. */
+inline constexpr LinkShape kNear{.rate = kSlowLink, .round_trip = 2 * kMs};
+inline constexpr LinkShape kNearUneven{
+    .rate = kSlowLink, .round_trip = 2 * kMs, .base_time = 130 * kUs};
+inline constexpr LinkShape kNearBucket{
+    .rate = kSlowLink, .round_trip = 2 * kMs, .base_time = 130 * kUs, .burst = 2600 * kUs};
 inline constexpr Hangs kBusyMachine{.every = 150 * kMs, .length = 15 * kMs};
 
 /** Copy an image of @p bytes with a program that @p hangs; MiB/s, or 0 when ten minutes were not

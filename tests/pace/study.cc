@@ -102,14 +102,9 @@ void print_manners() {
     std::puts("\n### Beside a guest, 200 Mbit/s, 2 ms\n");
     std::puts("| reads | even base | base +0.13 ms, exponential | and a bucket of 64 KiB |");
     std::puts("|---|---|---|---|");
-    const LinkShape even{.rate = kSlowLink, .round_trip = 2 * kMs};
-    LinkShape uneven = even;
-    uneven.base_time = 130 * kUs;
-    LinkShape bucket = uneven;
-    bucket.burst = 2600 * kUs;
     for (const uint64_t kib : {4U, 16U, 64U}) {
         std::printf("| %llu KiB |", static_cast<unsigned long long>(kib));
-        for (const LinkShape& link : {even, uneven, bucket}) {
+        for (const LinkShape& link : {kNear, kNearUneven, kNearBucket}) {
             const Manners manners =
                 mean_manners(link, {.size = kib * 1024, .think = 150 * kUs}, 4 * kSecond);
             std::printf(" %.1f %%, %.2fx, %.0f %% |", 100 * manners.kept, manners.longer,

@@ -175,14 +175,14 @@ class PrefetchPace {
     double allowed_beside_guest(PaceTime now) const;
     PaceTime allowed_at(PaceTime now, double missing) const;
     double saved(double rate) const;
-    bool hides(PaceTime now, double allowed, double* room, PaceTime* until) const;
+    bool hides(PaceTime now, double allowed, double* size, PaceTime* until) const;
     void account(PaceReason reason);
 
     void enter(bool guest_active, PaceTime now);
     void begin_round(PaceTime now);
     void end_round(PaceTime now);
     void end_start(double window, double delay);
-    void resume_start(double delay);
+    void regain_window(double delay);
     void adjust_window(double rate, double delay);
     void adjust_share(double rate, double delay);
     bool ask_latency(PaceTime now, PaceDecision* decision);
