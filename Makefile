@@ -4,8 +4,7 @@
 build := build
 # ninja's own choice (all processors) unless JOBS says otherwise.
 export JOBS
-programs := qemu-img qemu-io qemu-nbd storage-daemon/qemu-storage-daemon
-targets := $(programs) qemu-system-x86_64
+targets := qemu-img qemu-io qemu-nbd storage-daemon/qemu-storage-daemon qemu-system-x86_64
 
 .DEFAULT_GOAL := all
 .PHONY: all configured core programs programs-asan check check-unit check-sim check-fuzz check-long \
@@ -28,9 +27,9 @@ programs: configured
 
 programs-asan:
 	@./configure --again --enable-asan
-	@qemu/build-dir $(build)/qemu-asan $(programs)
+	@qemu/build-dir $(build)/qemu-asan $(targets)
 	@mkdir -p $(build)/bin-asan
-	@cd $(build)/bin-asan && ln -sf $(addprefix ../qemu-asan/,$(programs)) .
+	@cd $(build)/bin-asan && ln -sf $(addprefix ../qemu-asan/,$(targets)) .
 
 check: all ## Run all tests; ends with the line 'N passed, N failed'
 	@tests/run-all unit sim plants threads fuzz qemu iotests

@@ -71,7 +71,7 @@ class Life:
         return boot
 
 
-# Sanitizers are for the tools; their directory has no machine.
+# FVD_BIN may hold the tools alone.
 @unittest.skipIf("FVD_BIN" in os.environ and not (BIN / "qemu-system-x86_64").exists(),
                  f"{BIN} has no qemu-system-x86_64")
 class GuestBoot(unittest.TestCase):
