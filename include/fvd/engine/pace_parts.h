@@ -27,6 +27,10 @@ constexpr PaceTime pace_after(PaceTime from, PaceTime span) {
     return span > kPaceNever - from ? kPaceNever : from + span;
 }
 
+constexpr PaceTime pace_ms(int64_t ms) {
+    return static_cast<PaceTime>(ms) * kPaceMs;
+}
+
 constexpr double pace_ns(PaceTime time) {
     return static_cast<double>(time);
 }

@@ -164,63 +164,72 @@ class PrefetchPace {
         bool first = false; /* of a far base: nothing goes behind it before it is back */
     };
 
-    PaceTime advance(PaceTime now);
+    /* Deciding, rounds, limits: prefetch_pace.cc */
     PaceDecision hold(PaceReason reason, PaceTime until);
     PaceDecision judge(PaceTime now);
     bool blocked(PaceTime now, PaceDecision* decision);
     PaceDecision limited(PaceTime now, double bytes);
-    PaceDecision fill(PaceTime now);
-    PaceDecision beside_guest(PaceTime now);
-    double least_beside_guest() const;
-    double allowed_beside_guest(PaceTime now) const;
-    PaceTime allowed_at(PaceTime now, double missing) const;
-    double saved(double rate) const;
-    bool hides(PaceTime now, double allowed, double* size, PaceTime* until) const;
+    uint64_t most_storing() const;
     void account(PaceReason reason);
-
-    void enter(bool guest_active, PaceTime now);
-    void begin_round(PaceTime now);
-    void end_round(PaceTime now);
-    void end_start(double window, double delay);
-    void regain_window(double delay);
-    void adjust_window(double rate, double delay);
-    void adjust_share(double rate, double delay);
-    bool ask_latency(PaceTime now, PaceDecision* decision);
-    void note_answer(PaceTime now, const PaceTicket& ticket);
-    PaceTime ask_distance() const;
-    void drop_question();
+    bool scout_due() const;
+    bool scouts_are_dear() const;
     void note_scout(PaceTime now, const PaceTicket& ticket);
     void note_delay(PaceTime now, const PaceTicket& ticket, double took);
+    void begin_round(PaceTime now);
+    void end_round(PaceTime now);
+    void measure_read(PaceTime now, uint64_t bytes);
+    void measure_write(PaceTime now, uint64_t bytes);
+    void stop_measuring();
+    PaceTime advance(PaceTime now);
+    double latency() const { return latency_.value(); }
+    double base_rate() const;
+    double whole_granules(double bytes) const;
+
+    /* What is asked of the base only to learn about it: pace_questions.cc */
+    bool ask_latency(PaceTime now, PaceDecision* decision);
+    uint64_t take_question(PaceTime now);
+    PaceTime ask_distance() const;
+    void note_answer(PaceTime now, const PaceTicket& ticket);
+    void drop_question();
+    bool time_to_ask(PaceTime now) const;
     bool train_due(PaceTime now);
     bool train_hides(PaceTime now) const;
     bool first_train(PaceTime now, PaceDecision* decision);
     bool room_for_train() const;
-    void drop_train();
-    uint64_t most_storing() const;
+    uint64_t take_train(PaceTime now);
     void note_train(PaceTime now, const PaceTicket& ticket);
-    void measure_read(PaceTime now, uint64_t bytes);
-    void measure_write(PaceTime now, uint64_t bytes);
-    void stop_measuring();
+    void drop_train();
+    bool far() const;
+    double first_rate() const;
+    double start_growth() const;
 
-    bool guest_is_active(PaceTime now) const;
-    bool may_overtake(PaceTime now, PaceTime* until) const;
-
-    double latency() const { return latency_.value(); }
-    double base_rate() const;
-    double queue_limit() const;
+    /* While the guest is idle: pace_alone.cc */
+    PaceDecision fill(PaceTime now);
+    double request_size() const;
+    void spread_from(PaceTime now, double bytes);
     double first_window() const;
+    void end_start(double window, double delay);
+    void regain_window(double delay);
+    void adjust_window(double rate, double delay);
+    double queue_limit() const;
+    double pipe_content() const;
+
+    /* Beside the guest: pace_beside_guest.cc */
+    void enter(bool guest_active, PaceTime now);
+    bool guest_is_active(PaceTime now) const;
+    PaceDecision beside_guest(PaceTime now);
     double share() const { return std::min(queue_share_, comparison_.share()); }
     double shared_rate() const;
-    double pipe_content() const;
-    double request_size() const;
-    bool far() const;
-    double start_growth() const;
-    bool scouts_are_dear() const;
-    double whole_granules(double bytes) const;
-    double backlog(PaceTime now) const;
+    double least_beside_guest() const;
+    double allowed_beside_guest(PaceTime now) const;
+    PaceTime allowed_at(PaceTime now, double missing) const;
+    double saved(double rate) const;
     size_t free_slots() const;
+    bool hides(PaceTime now, double allowed, double* size, PaceTime* until) const;
+    bool may_overtake(PaceTime now, PaceTime* until) const;
     void load(PaceTime now, double bytes, double rate);
-    bool time_to_ask(PaceTime now) const;
+    double backlog(PaceTime now) const;
+    void adjust_share(double rate, double delay);
 
     /* What was asked for. */
     PaceParameters parameters_;
