@@ -128,7 +128,7 @@ void PrefetchPace::regain_window(double delay) {
 void PrefetchPace::adjust_window(double rate, double delay) {
     const bool queue = delay > queue_limit();
     regain_window(delay);
-    rates_.note(rate, round_.window_was_limit || queue);
+    rates_.note(rate, (round_.window_was_limit || queue) && !round_.held_back);
     guessing_ = false;
     const double most = static_cast<double>(parameters_.max_in_flight);
     if (queue) {

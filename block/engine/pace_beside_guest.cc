@@ -16,6 +16,7 @@ constexpr double kMs = pace_ns(kPaceMs);
 constexpr double kQueueShareCut = 0.8;
 constexpr double kQueueShareStep = 0.01;
 constexpr double kSmallPart = 1.0 / 16; /* of what the pipe holds: a request that may be met */
+constexpr double kMostSmallPart = 1.0 / 4;
 /* The same for one that hides behind a guest's read. */
 constexpr double kHiddenPart = 1.0 / 8;
 constexpr double kLargePart = 1.0 / 2;
@@ -23,6 +24,10 @@ constexpr double kHiddenShare = 1.0 / 2; /* of the room there is, so that reques
 constexpr double kTolerance = 1.0 / 100; /* of the latency: how late the queue may be empty */
 constexpr double kSaved = 1.0 / 2;       /* of the latency: what was not used is made up for */
 constexpr PaceTime kLongestQueue = kPaceSecond;
+constexpr PaceTime kLongestTurn = 10 * kPaceSecond;
+/* Where nothing hides, one small request after so long, and as this part of the base's time. */
+constexpr PaceTime kTurn = kPaceSecond;
+constexpr double kTurnShare = 0.01;
 constexpr double kLead = 5; /* times by what latency varies: so long a guest's read is overtaken */
 constexpr double kGuestQueueShare = 1.0 / 8;
 constexpr double kGuestQueueNs = 0.2 * kMs;
@@ -39,6 +44,7 @@ void PrefetchPace::enter(bool guest_active, PaceTime now) {
     phase_++;
     comparison_.restart();
     if (guest_active) {
+        wait_for_turn(now);
         entered_ = now;
         guest_.forget_depth();
         /* What is in flight and does not fit into the pipe is waiting. */
@@ -64,6 +70,9 @@ PaceDecision PrefetchPace::beside_guest(PaceTime now) {
     PaceTime until = 0;
     if (comparison_.in_gap(now, latency())) {
         return hold(PaceReason::guest_active, comparison_.gap_until());
+    }
+    if (in_flight_ == 0 && now >= turn_) {
+        return limited(now, granule_);
     }
     if (guest_.thinks(now, latency() / 2, &until)) {
         return hold(PaceReason::guest_active, until);
@@ -95,10 +104,18 @@ double PrefetchPace::shared_rate() const {
     return share() * base_rate();
 }
 
-/* The places in flight have to be enough to fill the pipe. */
+/* The places in flight have to be enough to fill the pipe, as far as requests stay small. */
 double PrefetchPace::least_beside_guest() const {
     const double places = static_cast<double>(free_slots());
-    return whole_granules(base_rate() * latency() * std::max(kSmallPart, 1.25 / places));
+    const double part = std::clamp(1.25 / places, kSmallPart, kMostSmallPart);
+    return whole_granules(base_rate() * latency() * part);
+}
+
+/* A guest that always reads does not keep us out for ever: what is known of the base may be wrong,
+ * and blocks may be larger than what finds room between its reads. */
+void PrefetchPace::wait_for_turn(PaceTime now) {
+    const PaceTime span = pace_whole(granule_ / base_rate() / kTurnShare);
+    turn_ = pace_after(now, std::clamp(span, kTurn, kLongestTurn));
 }
 
 /* What our share lets us ask for now, with what was not used a moment ago. */
@@ -175,14 +192,16 @@ bool PrefetchPace::may_overtake(PaceTime now, PaceTime* until) const {
 /* ------------------------------------------------------------------------------ the model of the
  * queue */
 
-/* The model may be wrong: it never keeps us waiting for long. */
+/* The model may be wrong: it never keeps us waiting for long; longer only where one block alone is
+ * more than our share of a second. */
 void PrefetchPace::load(PaceTime now, double bytes, double rate) {
-    const PaceTime latest = pace_after(now, kLongestQueue);
+    const PaceTime takes = pace_whole(bytes / rate);
+    const PaceTime longest = std::clamp(takes, kLongestQueue, kLongestTurn);
     const PaceTime from = std::max(paced_until_, now - std::min(now, pace_whole(saved(rate))));
-    const PaceTime paced = pace_after(from, pace_whole(bytes / rate));
+    const PaceTime paced = pace_after(from, takes);
     const PaceTime served = pace_after(std::max(served_at_, now), pace_whole(bytes / base_rate()));
-    paced_until_ = std::min(paced, latest);
-    served_at_ = std::min(served, latest);
+    paced_until_ = std::min(paced, pace_after(now, longest));
+    served_at_ = std::min(served, pace_after(now, kLongestQueue));
 }
 
 double PrefetchPace::backlog(PaceTime now) const {

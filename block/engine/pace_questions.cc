@@ -26,8 +26,14 @@ constexpr uint32_t kEarlyAsks = 3;
 constexpr PaceTime kEarlyAskSpan = 2 * kPaceSecond;
 constexpr double kEarlyAskLatencies = 50;
 
+/* A train is of so many requests; of fewer, but at least so many, where they are large or places in
+ * flight are few. */
 constexpr uint32_t kTrain = 8;
+constexpr uint32_t kShortTrain = 3;
+constexpr uint32_t kLeastTrain = 2;
+constexpr double kTrainBytes = 32 * 1024;
 constexpr double kLeastTrainNs = 0.05 * kMs;
+constexpr double kTrainShare = 0.005; /* of the base's time, at most */
 
 /* Prefetch begins as if the base gave so many bytes a nanosecond (8 MB/s), and each byte that comes
  * back makes room for three more: four times as many a round. */
@@ -134,22 +140,39 @@ bool PrefetchPace::time_to_ask(PaceTime now) const {
 
 /*
  * How much the base can give does not show beside a guest as long as little is asked of it. So now
- * and then a few small requests are sent at once: the distance of their answers tells.
+ * and then a few small requests are sent at once: the distance of their answers tells. Where the
+ * user's limit does not let them, it is what counts, and not the base.
  */
 bool PrefetchPace::train_due(PaceTime now) {
-    if (!train_.open && now >= train_.next && in_flight_count_ + kTrain <= free_slots() &&
+    const uint64_t length = std::min(uint64_t{train_length()}, uint64_t{free_slots()});
+    const bool room = length >= kLeastTrain && in_flight_count_ + length <= free_slots();
+    if (!train_.open && now >= train_.next && room && read_limit_.tokens(now) >= train_bytes() &&
         (train_hides(now) || in_flight_ == 0)) {
         train_ = {.open = true,
                   .number = train_.number + 1,
-                  .next = pace_after(now, rates_.next_train())};
+                  .length = static_cast<uint32_t>(length),
+                  .next = pace_after(now, std::max(rates_.next_train(), least_train_span()))};
     }
     return train_.open;
+}
+
+uint32_t PrefetchPace::train_length() const {
+    return std::clamp(static_cast<uint32_t>(kTrainBytes / granule_), kShortTrain, kTrain);
+}
+
+double PrefetchPace::train_bytes() const {
+    return train_length() * granule_;
+}
+
+/* Large blocks are much for a guest to meet. */
+PaceTime PrefetchPace::least_train_span() const {
+    return train_length() == kTrain ? 0 : pace_whole(train_bytes() / base_rate() / kTrainShare);
 }
 
 /* Behind a read of the guest. */
 bool PrefetchPace::train_hides(PaceTime now) const {
     PaceTime until = 0;
-    const double takes = kTrain * granule_ / base_rate();
+    const double takes = train_bytes() / base_rate();
     return !guessing_ && served_at_ <= now && !may_overtake(now, &until) &&
            pace_ns(guest_.next(now) - now) >= takes;
 }
@@ -163,8 +186,12 @@ bool PrefetchPace::first_train(PaceTime now, PaceDecision* decision) {
     if (guest_active_) {
         return false;
     }
-    if (!train_.first && !latency_.known() && ask_.issued == kAskScouts && room_for_train()) {
-        train_ = {.open = true, .number = train_.number + 1, .next = train_.next, .first = true};
+    if (!train_.first && !latency_.known() && ask_.issued == kAskScouts && room_for_train(now)) {
+        train_ = {.open = true,
+                  .number = train_.number + 1,
+                  .length = kTrain,
+                  .next = train_.next,
+                  .first = true};
     }
     if (train_.open) {
         *decision = limited(now, kFirstTrain / kTrain);
@@ -174,9 +201,9 @@ bool PrefetchPace::first_train(PaceTime now, PaceDecision* decision) {
     return train_.first;
 }
 
-bool PrefetchPace::room_for_train() const {
+bool PrefetchPace::room_for_train(PaceTime now) {
     const uint64_t least = in_flight_ + storing_ + static_cast<uint64_t>(kFirstTrain);
-    return kTrain * granule_ <= kFirstTrain &&
+    return kTrain * granule_ <= kFirstTrain && read_limit_.tokens(now) >= kFirstTrain &&
            static_cast<double>(parameters_.bytes_per_prefetch) >= kFirstTrain / kTrain &&
            static_cast<uint64_t>(parameters_.slots) >= in_flight_count_ + kTrain &&
            static_cast<uint64_t>(parameters_.max_in_flight) >= least;
@@ -189,7 +216,7 @@ uint64_t PrefetchPace::take_train(PaceTime now) {
     }
     train_.sent_first = train_.issued++ == 0 ? now : train_.sent_first;
     train_.sent_last = now;
-    train_.open = train_.issued < kTrain;
+    train_.open = train_.issued < train_.length;
     return train_.number;
 }
 
@@ -202,14 +229,14 @@ void PrefetchPace::note_train(PaceTime now, const PaceTicket& ticket) {
         return;
     }
     train_.bytes += static_cast<double>(ticket.bytes);
-    if (train_.back != kTrain) {
+    if (train_.back != train_.length) {
         return;
     }
-    /* Small pieces that were missing, or a limit that kept it from being sent at once, make it
-     * none. */
-    const bool burst = train_.sent_last - train_.sent_first <= kBurst &&
-                       train_.bytes >= kFirstTrain * (kTrain - 1) / kTrain / 2;
-    if (!train_.first || burst) {
+    /* What kept it from being sent at once, or that only small pieces were missing, make it none.
+     */
+    const bool burst = train_.sent_last - train_.sent_first <= kBurst;
+    const bool whole = !train_.first || train_.bytes >= kFirstTrain * (kTrain - 1) / kTrain / 2;
+    if (burst && whole) {
         const double least = train_.first ? kLeastFirstTrainNs : kLeastTrainNs;
         const double rate = train_.bytes / std::max(pace_ns(now - train_.began), least);
         train_.first ? rates_.note(rate, true)

@@ -56,8 +56,7 @@ PrefetchPace::PrefetchPace(const PaceParameters& parameters, uint64_t granule, u
 void PrefetchPace::set_parameters(const PaceParameters& parameters, PaceTime at) {
     (void)advance(at);
     parameters_ = resolved(parameters);
-    const double least_burst = granule_;
-    read_limit_.set(rate_of_kib(parameters_.max_read_throughput), least_burst);
+    read_limit_.set(rate_of_kib(parameters_.max_read_throughput), train_bytes());
     write_rate_ = rate_of_kib(parameters_.max_write_throughput);
     const PaceTime shortest = pace_ms(parameters_.retry_min_time);
     const PaceTime longest = pace_ms(parameters_.retry_max_time);
@@ -179,6 +178,7 @@ PaceDecision PrefetchPace::limited(PaceTime now, double bytes) {
 void PrefetchPace::account(PaceReason reason) {
     if (reason != PaceReason::none && reason != PaceReason::pipe_full) {
         stop_measuring();
+        round_.held_back = true;
     }
     if (reason == reason_) {
         return;
@@ -211,6 +211,7 @@ PaceTicket PrefetchPace::issued(PaceTime at, uint64_t bytes) {
     in_flight_ += bytes;
     read_limit_.take(now, size);
     load(now, size, shared_rate());
+    wait_for_turn(now);
     spread_from(now, size);
     return ticket;
 }

@@ -84,6 +84,22 @@ void fvd_fill_init_options(void)
 }
 
 /*
+ * QEMU reads numbers into 64 bits without a sign. What no int64_t holds is out
+ * of every range, and must not turn into one that is legal, or into the one
+ * that says that nothing was given.
+ */
+static int64_t fvd_fill_value(QemuOpts *opts, const char *name, bool size)
+{
+    uint64_t value = size ? qemu_opt_get_size(opts, name, 0)
+                          : qemu_opt_get_number(opts, name, 0);
+
+    if (!strchr(qemu_opt_get(opts, name), '-')) {
+        return MIN(value, INT64_MAX);
+    }
+    return value > INT64_MAX ? MAX((int64_t)value, -INT64_MAX) : -INT64_MAX;
+}
+
+/*
  * What is given of copy-on-read and of the numbers. A header's are named with
  * underscores, and are not all of them; those of a process with dashes.
  */
@@ -104,10 +120,9 @@ static void fvd_fill_from_opts(QemuOpts *opts, bool header, struct fvd_fill *to)
                                   : fvd_runtime_list->desc[i + 2].name;
 
         if ((!header || parameters[i].in_header) && qemu_opt_get(opts, name)) {
-            *fvd_fill_number(to, &parameters[i]) =
-                fvd_fill_option_type(&parameters[i]) == QEMU_OPT_SIZE
-                ? qemu_opt_get_size(opts, name, 0)
-                : qemu_opt_get_number(opts, name, 0);
+            *fvd_fill_number(to, &parameters[i]) = fvd_fill_value(
+                opts, name,
+                fvd_fill_option_type(&parameters[i]) == QEMU_OPT_SIZE);
         }
     }
 }
@@ -204,8 +219,11 @@ void fvd_fill_from_create(const BlockdevCreateOptionsFvd *from,
         const FvdHeaderNumber *number = &fvd_header_numbers[i];
 
         if (*(const bool *)((const char *)from + number->has_created)) {
-            *(int64_t *)((char *)to + number->fill) =
-                *(const int64_t *)((const char *)from + number->created);
+            int64_t value = *(const int64_t *)((const char *)from +
+                                               number->created);
+
+            /* The one below stands for a number that was not given. */
+            *(int64_t *)((char *)to + number->fill) = MAX(value, -INT64_MAX);
         }
     }
 }

@@ -25,16 +25,12 @@ double mean_fill_rate(Contender contender, const LinkShape& link, uint64_t bytes
     return sum / kRuns;
 }
 
-BesideGuest beside_guest(std::optional<Contender> contender, const LinkShape& shape,
-                         const GuestLoad& load, PaceTime starts, uint64_t seed) {
+BesideGuest beside_guest(const MachineShape& machine_shape, const LinkShape& shape,
+                         const GuestLoad& load, uint64_t seed) {
     constexpr PaceTime kFrom = 5 * kSecond;
     constexpr PaceTime kUntil = 30 * kSecond;
     Clock clock;
     Link link(clock, shape, seed);
-    MachineShape machine_shape;
-    machine_shape.prefetches = contender.has_value();
-    machine_shape.starts = starts;
-    machine_shape.contender = contender.value_or(Contender::paced);
     Machine machine(clock, link, machine_shape, seed);
     GuestLoad later = load;
     later.from = 3 * kSecond;
@@ -43,6 +39,14 @@ BesideGuest beside_guest(std::optional<Contender> contender, const LinkShape& sh
     clock.run_until(kUntil);
     return {machine.guests[0]->rate(), machine.guests[0]->percentile(0.99),
             machine.rate(kFrom, kUntil)};
+}
+
+BesideGuest beside_guest(std::optional<Contender> contender, const LinkShape& shape,
+                         const GuestLoad& load, PaceTime starts, uint64_t seed) {
+    return beside_guest({.contender = contender.value_or(Contender::paced),
+                         .starts = starts,
+                         .prefetches = contender.has_value()},
+                        shape, load, seed);
 }
 
 Manners mean_manners(const LinkShape& shape, const GuestLoad& load, PaceTime starts) {

@@ -35,8 +35,10 @@ struct BesideGuest {
     PaceTime p99 = 0;
     double prefetch_rate = 0; /* bytes/s */
 };
-/** A guest that reads from 3 s on, measured from 5 s to 30 s; nobody prefetches where @p contender
- * is not given, else from @p starts on. */
+/** A guest that reads from 3 s on, measured from 5 s to 30 s, on @p machine, or on a usual one:
+ *  nobody prefetches there where @p contender is not given, else from @p starts on. */
+BesideGuest beside_guest(const MachineShape& machine, const LinkShape& link, const GuestLoad& load,
+                         uint64_t seed = 1);
 BesideGuest beside_guest(std::optional<Contender> contender, const LinkShape& link,
                          const GuestLoad& load, PaceTime starts = 0, uint64_t seed = 1);
 

@@ -358,13 +358,23 @@ class Prefetch(FillTest):
         server = NbdKit(self)
         for option, words in (("num_prefetch_slots=65", ("num_prefetch_slots", "65", "64")),
                               ("prefetch_start_delay=-2", ("prefetch_start_delay", "-2", "-1")),
-                              ("bytes_per_prefetch=1G", ("bytes_per_prefetch", "1073741824"))):
+                              ("bytes_per_prefetch=1G", ("bytes_per_prefetch", "1073741824")),
+                              ("bytes_per_prefetch=8E", ("bytes_per_prefetch", "67108864")),
+                              (f"prefetch_throttle_time={2 ** 63}", ("throttle",)),
+                              (f"prefetch_throttle_time={2 - 2 ** 64}", ("throttle",)),
+                              ("max_outstanding_copy_on_read_data=8E", ("1073741824",))):
             ran = self.create("bad.img", options=[option], base=server.uri, base_fmt="raw", expect=1)
             for word in words:
                 self.assertIn(word, ran.err)
         self.image(server)
         ran = self.img("amend", "-f", FORMAT, "-o", "num_prefetch_slots=65", "disk.img", expect=1)
         self.assertIn("num_prefetch_slots", ran.err)
+        for value in (2 ** 63, 2 - 2 ** 64):
+            ran = self.img("amend", "-f", FORMAT, "-o", f"prefetch_throttle_time={value}", "disk.img",
+                           expect=1)
+            self.assertIn("throttle", ran.err)
+        ran = self.img("amend", "-f", FORMAT, "-o", "bytes_per_prefetch=8E", "disk.img", expect=1)
+        self.assertIn("67108864", ran.err)
         daemon = Daemon(self)
         with self.assertRaisesRegex(QmpError, "prefetch_guest_slowdown|prefetch-guest-slowdown"):
             daemon.command("blockdev-add", **image_node("disk.img", "disk0", FORMAT),

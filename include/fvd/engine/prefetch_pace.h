@@ -135,6 +135,7 @@ class PrefetchPace {
         double least_delay = 0;
         uint32_t samples = 0; /* of the delay: scouts, or large requests */
         bool window_was_limit = false;
+        bool held_back = false; /* by something else than the base */
     };
 
     /* A few small requests with nothing else of ours in flight: what is the base's latency? */
@@ -154,6 +155,7 @@ class PrefetchPace {
     struct Train {
         bool open = false; /* for more of them */
         uint64_t number = 0;
+        uint32_t length = 0; /* requests */
         PaceTime next = 0;
         uint32_t issued = 0;
         PaceTime sent_first = 0;
@@ -193,9 +195,12 @@ class PrefetchPace {
     void drop_question();
     bool time_to_ask(PaceTime now) const;
     bool train_due(PaceTime now);
+    uint32_t train_length() const;
+    double train_bytes() const;
+    PaceTime least_train_span() const;
     bool train_hides(PaceTime now) const;
     bool first_train(PaceTime now, PaceDecision* decision);
-    bool room_for_train() const;
+    bool room_for_train(PaceTime now);
     uint64_t take_train(PaceTime now);
     void note_train(PaceTime now, const PaceTicket& ticket);
     void drop_train();
@@ -220,6 +225,7 @@ class PrefetchPace {
     PaceDecision beside_guest(PaceTime now);
     double share() const { return std::min(queue_share_, comparison_.share()); }
     double shared_rate() const;
+    void wait_for_turn(PaceTime now);
     double least_beside_guest() const;
     double allowed_beside_guest(PaceTime now) const;
     PaceTime allowed_at(PaceTime now, double missing) const;
@@ -271,6 +277,7 @@ class PrefetchPace {
     /* While the guest reads. */
     bool guest_active_ = false;
     PaceTime entered_ = 0;
+    PaceTime turn_ = 0;        /* when we may ask, whatever the guest does */
     PaceTime paced_until_ = 0; /* when it is free, at the rate we allow ourselves */
     PaceTime served_at_ = 0;   /* when it is free, as far as we know */
     /* Of the base's rate: as far as no queue shows. */
