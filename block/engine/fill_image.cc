@@ -6,11 +6,13 @@
  */
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 
 #include "fvd/base/arith.h"
 #include "fvd/base/plant.h"
 #include "fvd/engine/image.h"
+#include "fvd/format/limits.h"
 
 namespace fvd {
 
@@ -147,12 +149,40 @@ Status Image::read_shared(Fetch& fetch, const ByteRange& range, GuestBuffer to, 
     return failed ? read_alone(range, to, flags) : Status();
 }
 
+/*
+ * What a base is shorter by than it was reads as zeros. To keep those as if they had been in it
+ * would be for ever: it may be the wrong base, or one that somebody is still copying.
+ */
+Status Image::check_base_has(const ByteRange& bytes) {
+    const int64_t length = host_.length(FVD_FILE_BASE);
+    if (length < 0) {
+        return Status(static_cast<int>(length));
+    }
+    if (bytes.end <= round_up(static_cast<uint64_t>(length), limits::kSectorSize)) {
+        return {};
+    }
+    if (!warned_of_base_.exchange(true)) {
+        char sentence[160];
+        (void)std::snprintf(sentence, sizeof(sentence),
+                            "the base is %llu bytes long, the image was made for %llu: what is "
+                            "missing reads as zeros and is not kept",
+                            static_cast<unsigned long long>(length),
+                            static_cast<unsigned long long>(tracked_size_.load()));
+        host_.warn(sentence);
+    }
+    return Status(-EIO);
+}
+
 /* Read whole blocks, answer with the part that is asked for, and have them stored after that. */
 Status Image::read_and_keep(Fetch& fetch, const ByteRange& range, GuestBuffer to, uint32_t flags) {
     const bool wider = fetch.bytes.count() != range.count();
     const Slice slice = memory_slice(fetch.data, fetch.bytes.count());
-    host_.announce(FVD_EVENT_FETCH_READ);
-    const Status status = read_base({&slice, 1}, fetch.bytes.begin, fetch.bytes.count(), 0);
+    const bool possible = check_base_has(fetch.bytes).ok();
+    Status status(-EIO);
+    if (possible) {
+        host_.announce(FVD_EVENT_FETCH_READ);
+        status = read_base({&slice, 1}, fetch.bytes.begin, fetch.bytes.count(), 0);
+    }
     {
         HostLock lock(host_);
         fetch.state = status.ok() ? FetchState::storing : FetchState::failed;
@@ -169,7 +199,7 @@ Status Image::read_and_keep(Fetch& fetch, const ByteRange& range, GuestBuffer to
     }
     if (!status.ok()) {
         /* The part that nobody asked for may be what cannot be read. */
-        return wider ? read_alone(range, to, flags) : status;
+        return wider || !possible ? read_alone(range, to, flags) : status;
     }
     give(fetch, range, to);
     HostLock lock(host_);
@@ -332,8 +362,11 @@ void Image::fetch_task(void* fetch) {
 
 void Image::fetch(Fetch& fetch) {
     const uint64_t length = fetch.bytes.count();
-    host_.announce(FVD_EVENT_FETCH_READ);
-    const Status status = read_bytes(host_, FVD_FILE_BASE, fetch.bytes.begin, {fetch.data, length});
+    Status status = check_base_has(fetch.bytes);
+    if (status.ok()) {
+        host_.announce(FVD_EVENT_FETCH_READ);
+        status = read_bytes(host_, FVD_FILE_BASE, fetch.bytes.begin, {fetch.data, length});
+    }
     bool store_now = false;
     {
         HostLock lock(host_);
@@ -365,6 +398,7 @@ void Image::look_task(void* of) {
     }
     const PaceTime took = host.now() - begun;
     run = std::min(run, range.count());
+    zero = zero && image.check_base_has({range.begin, range.begin + run}).ok();
     if (zero) {
         run = image.store_zeros({range.begin, range.begin + run}).end - range.begin;
     }

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A small NBD client that keeps many requests in flight: what a guest's disk queue looks like."""
 
+import select
 import socket
 import struct
 import time
@@ -31,6 +32,7 @@ class Client:
         self.next_handle = 1
         self.reads = {}  # handle -> length of the answer's payload
         self.in_flight = 0
+        self.early = bytearray()  # answers that came while a request was sent
         self.size = self._negotiate(export)
 
     # ---------------------------------------------------------------- negotiation
@@ -55,9 +57,30 @@ class Client:
             if kind == REP_INFO and struct.unpack(">H", data[:2])[0] == INFO_EXPORT:
                 size = struct.unpack(">Q", data[2:10])[0]
 
+    def _send(self, data):
+        """A server whose answers nobody takes reads no requests any more, so answers are taken meanwhile."""
+        rest = memoryview(data)
+        while rest:
+            readable, writable, _ = select.select([self.socket], [self.socket], [])
+            if writable:
+                try:
+                    rest = rest[self.socket.send(rest, socket.MSG_DONTWAIT):]
+                    continue
+                except BlockingIOError:  # there was room, but not enough
+                    pass
+            if readable:
+                answer = self.socket.recv(1 << 20)
+                if not answer:
+                    raise ConnectionResetError("the server went away")
+                self.early += answer
+
     def _receive(self, length):
         data = bytearray(length)
         rest = memoryview(data)
+        early = min(length, len(self.early))
+        rest[:early] = self.early[:early]
+        del self.early[:early]
+        rest = rest[early:]
         while rest:
             count = self.socket.recv_into(rest)
             if not count:
@@ -75,7 +98,7 @@ class Client:
         length = length or len(data)
         request = struct.pack(">IHHQQI", REQUEST_MAGIC, flags, command, handle, offset, length)
         self.in_flight += 1
-        self.socket.sendall(request + data)
+        self._send(request + data)
         return handle
 
     def reap(self):

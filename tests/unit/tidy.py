@@ -28,7 +28,7 @@ EXCEPTIONS = {"block/engine/c_api.cc": 3}
 # All that the core takes from its surroundings. No clock, thread, file, environment or randomness:
 # those come from the Host.
 ALLOWED_HEADERS = set("""
-    algorithm array atomic bit cerrno cinttypes compare cstddef cstdint cstring iterator new optional
+    algorithm array atomic bit cerrno cinttypes cmath compare cstddef cstdint cstring iterator new optional
     span string_view type_traits utility stdbool.h stddef.h stdint.h isa-l/crc.h
     cstdarg cstdio cstdlib
     """.split())

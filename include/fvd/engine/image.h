@@ -136,6 +136,7 @@ class Image {
     Status read_missing(Placement* piece, uint64_t offset, GuestBuffer to, uint32_t flags);
     Status read_alone(const ByteRange& range, GuestBuffer to, uint32_t flags);
     Status read_shared(Fetch& fetch, const ByteRange& range, GuestBuffer to, uint32_t flags);
+    Status check_base_has(const ByteRange& bytes);
     Status read_and_keep(Fetch& fetch, const ByteRange& range, GuestBuffer to, uint32_t flags);
     Status read_base(std::span<const Slice> to, uint64_t offset, uint64_t length, uint32_t flags);
     void give(const Fetch& fetch, const ByteRange& range, GuestBuffer to);
@@ -265,7 +266,8 @@ class Image {
     fvd_fill fill_options_ = empty_fill(); /* of this process */
     FillPlan plan_;
     PaceTime keep_again_at_ = 0;
-    fvd_progress progress_{};          /* the counters of it */
+    fvd_progress progress_{}; /* the counters of it */
+    std::atomic<bool> warned_of_base_{false};
     std::atomic<bool> keeping_{false}; /* copy-on-read is in force */
     std::atomic<uint64_t> bytes_guest_{0};
 };

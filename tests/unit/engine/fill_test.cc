@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "engine/memory_host.h"
+#include "fvd/base/arith.h"
 #include "fvd/engine/image.h"
 #include "fvd/format/header.h"
 #include "fvd/verbs.h"
@@ -235,6 +236,35 @@ class CopyOnReadTest : public FillTest {
         ASSERT_TRUE(image->set_fill(options).ok());
     }
 };
+
+/* It may be the wrong base, or one that is still being copied. */
+TEST_F(CopyOnReadTest, WhatABaseIsShorterByIsReadAsZerosAndNotKept) {
+    for (const uint64_t left : {uint64_t{0}, 5 * kBlock, kDisk / 2 + 512}) {
+        SCOPED_TRACE(left);
+        SetUp();
+        const std::vector<std::byte> whole = host.files[FVD_FILE_BASE];
+        begin();
+        fvd_fill options = empty_fill();
+        options.copy_on_read = options.prefetch = FVD_ON;
+        ASSERT_TRUE(image->set_fill(options).ok());
+        host.warnings.clear();
+        host.files[FVD_FILE_BASE].resize(left);
+        expect_fill(round_up(left, kBlock), kDisk - round_up(left, kBlock), 0);
+        let_it_run(200);
+        EXPECT_EQ(host.warnings.size(), 1U);
+        EXPECT_NE(progress().base_errors, 0U);
+        EXPECT_FALSE(progress().filled);
+        host.files[FVD_FILE_BASE] = whole;
+        expect_base(0, kDisk);
+        let_it_run(200);
+        EXPECT_TRUE(progress().filled);
+        host.files[FVD_FILE_BASE].assign(kDisk, std::byte{0xee});
+        const auto got = read(0, kDisk);
+        EXPECT_EQ(got, whole);
+        close();
+        host.files[FVD_FILE_IMAGE].clear();
+    }
+}
 
 TEST_F(CopyOnReadTest, WhatWasReadIsStoredAfterTheAnswer) {
     begin();

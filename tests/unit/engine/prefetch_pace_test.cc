@@ -980,12 +980,9 @@ TEST(PrefetchPace, WhereSmallRequestsAreRareLargeOnesTellOfTheQueue) {
     base.run(kPaceSecond, [](const PaceTicket&) { return kFar; });
     const uint64_t full = base.window();
     EXPECT_EQ(full, kMostInFlight);
-    uint64_t least = full;
-    for (PaceTime end = kPaceSecond; end < 2 * kPaceSecond; end += kFar) {
-        base.run(end, [](const PaceTicket& ticket) { return ticket.scout ? kFar : 4 * kFar; });
-        least = std::min(least, base.window());
-    }
-    EXPECT_LT(least, full * 3 / 4);
+    base.run(2 * kPaceSecond,
+             [](const PaceTicket& ticket) { return ticket.scout ? kFar : 4 * kFar; });
+    EXPECT_LT(base.window(), full * 3 / 4);
 }
 
 TEST(PrefetchPace, ALateScoutAmongSeveralIsNoQueue) {
