@@ -60,9 +60,10 @@ Manners mean_manners(const LinkShape& shape, const GuestLoad& load, PaceTime sta
         const double left = rate - alone.guest_rate * static_cast<double>(load.size);
         sum.kept += both.guest_rate / alone.guest_rate;
         sum.longer += static_cast<double>(both.p99) / static_cast<double>(alone.p99);
-        sum.used += left < kLittle * rate ? 1 : both.prefetch_rate / left;
+        sum.used += both.prefetch_rate / left;
+        sum.little_left |= left < kLittle * rate;
     }
-    return {sum.kept / kRuns, sum.longer / kRuns, sum.used / kRuns};
+    return {sum.kept / kRuns, sum.longer / kRuns, sum.used / kRuns, sum.little_left};
 }
 
 PaceTime recovery_time(const LinkShape& shape, PaceTime from, PaceTime until) {

@@ -43,9 +43,10 @@ BesideGuest beside_guest(std::optional<Contender> contender, const LinkShape& li
                          const GuestLoad& load, PaceTime starts = 0, uint64_t seed = 1);
 
 struct Manners {
-    double kept = 0;   /* part of its throughput that the guest has beside prefetch */
-    double longer = 0; /* its 99th percentile beside prefetch, as a multiple */
-    double used = 0;   /* by prefetch, of what the guest leaves; 1 where that is next to nothing */
+    double kept = 0;          /* part of its throughput that the guest has beside prefetch */
+    double longer = 0;        /* its 99th percentile beside prefetch, as a multiple */
+    double used = 0;          /* by prefetch, of what the guest leaves */
+    bool little_left = false; /* next to nothing, and used says nothing */
 };
 /** Means of six runs. */
 Manners mean_manners(const LinkShape& link, const GuestLoad& load, PaceTime starts = 0);

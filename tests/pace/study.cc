@@ -107,8 +107,8 @@ void print_manners() {
         for (const LinkShape& link : {kNear, kNearUneven, kNearBucket}) {
             const Manners manners =
                 mean_manners(link, {.size = kib * 1024, .think = 150 * kUs}, 4 * kSecond);
-            std::printf(" %.1f %%, %.2fx, %.0f %% |", 100 * manners.kept, manners.longer,
-                        100 * manners.used);
+            std::printf(" %.1f %%, %.2fx, ", 100 * manners.kept, manners.longer);
+            manners.little_left ? std::printf("- |") : std::printf("%.0f %% |", 100 * manners.used);
         }
         std::puts("");
     }
