@@ -93,7 +93,7 @@ static int64_t fvd_fill_value(QemuOpts *opts, const char *name, bool size)
     uint64_t value = size ? qemu_opt_get_size(opts, name, 0)
                           : qemu_opt_get_number(opts, name, 0);
 
-    if (!strchr(qemu_opt_get(opts, name), '-')) {
+    if (value == 0 || !strchr(qemu_opt_get(opts, name), '-')) {
         return MIN(value, INT64_MAX);
     }
     return value > INT64_MAX ? MAX((int64_t)value, -INT64_MAX) : -INT64_MAX;
@@ -184,6 +184,7 @@ typedef struct FvdHeaderNumber {
     size_t has_created, created; /* in BlockdevCreateOptionsFvd */
     size_t has_told, told;       /* in ImageInfoSpecificFvd */
     size_t fill;                 /* in struct fvd_fill */
+    bool size;                   /* a size of QAPI's, which has no sign */
 } FvdHeaderNumber;
 
 #define FVD_HEADER_NUMBER(member) {                                           \
@@ -192,6 +193,8 @@ typedef struct FvdHeaderNumber {
     .has_told = offsetof(ImageInfoSpecificFvd, has_##member),                 \
     .told = offsetof(ImageInfoSpecificFvd, member),                           \
     .fill = offsetof(struct fvd_fill, member),                                \
+    .size = __builtin_types_compatible_p(                                     \
+        typeof(((BlockdevCreateOptionsFvd *)NULL)->member), uint64_t),        \
 }
 
 static const FvdHeaderNumber fvd_header_numbers[] = {
@@ -223,7 +226,8 @@ void fvd_fill_from_create(const BlockdevCreateOptionsFvd *from,
                                                number->created);
 
             /* The one below stands for a number that was not given. */
-            *(int64_t *)((char *)to + number->fill) = MAX(value, -INT64_MAX);
+            *(int64_t *)((char *)to + number->fill) =
+                number->size && value < 0 ? INT64_MAX : MAX(value, -INT64_MAX);
         }
     }
 }

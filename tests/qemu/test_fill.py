@@ -361,7 +361,7 @@ class Prefetch(FillTest):
         for option, words in (("num_prefetch_slots=65", ("num_prefetch_slots", "65", "64")),
                               ("prefetch_start_delay=-2", ("prefetch_start_delay", "-2", "-1")),
                               ("bytes_per_prefetch=1G", ("bytes_per_prefetch", "1073741824")),
-                              ("bytes_per_prefetch=8E", ("bytes_per_prefetch", "67108864")),
+                              ("bytes_per_prefetch=8E", (f"bytes_per_prefetch is {2 ** 63 - 1}; ", "67108864")),
                               (f"prefetch_throttle_time={2 ** 63}", ("throttle",)),
                               (f"prefetch_throttle_time={2 - 2 ** 64}", ("throttle",)),
                               ("max_outstanding_copy_on_read_data=8E", ("1073741824",))):
