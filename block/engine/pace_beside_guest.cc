@@ -45,6 +45,7 @@ void PrefetchPace::enter(bool guest_active, PaceTime now) {
     comparison_.restart();
     if (guest_active) {
         wait_for_turn(now);
+        fitted_ = now;
         entered_ = now;
         guest_.forget_depth();
         /* What is in flight and does not fit into the pipe is waiting. */
@@ -93,6 +94,7 @@ PaceDecision PrefetchPace::beside_guest(PaceTime now) {
     if (!hides(now, allowed, &size, &until)) {
         return hold(PaceReason::guest_active, until);
     }
+    fitted_ = now;
     return limited(now, scout_due() ? granule_ : size);
 }
 

@@ -33,6 +33,8 @@ constexpr uint32_t kShortTrain = 3;
 constexpr uint32_t kLeastTrain = 2;
 constexpr double kTrainBytes = 32 * 1024;
 constexpr double kLeastTrainNs = 0.05 * kMs;
+/* Who found no room for so long does not believe what keeps him out. */
+constexpr PaceTime kKeptOut = 10 * kPaceSecond;
 constexpr double kTrainShare = 0.005; /* of the base's time, at most */
 
 /* Prefetch begins as if the base gave so many bytes a nanosecond (8 MB/s), and each byte that comes
@@ -239,8 +241,9 @@ void PrefetchPace::note_train(PaceTime now, const PaceTicket& ticket) {
     if (burst && whole) {
         const double least = train_.first ? kLeastFirstTrainNs : kLeastTrainNs;
         const double rate = train_.bytes / std::max(pace_ns(now - train_.began), least);
-        train_.first ? rates_.note(rate, true)
-                     : rates_.note_train(rate, share() >= kPaceFirstShare);
+        train_.first
+            ? rates_.note(rate, true)
+            : rates_.note_train(rate, share() >= kPaceFirstShare || now - fitted_ > kKeptOut);
         guessing_ = false;
     }
     if (train_.first) {

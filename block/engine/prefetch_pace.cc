@@ -234,7 +234,7 @@ void PrefetchPace::fetched(PaceTime at, const PaceTicket& ticket, bool ok) {
         drop_train();
         window_ = std::min(window_, first_window());
         starting_ = true;
-        empty_rounds_ = 0;
+        flat_rounds_ = empty_rounds_ = 0;
         late_scouts_ = 0;
         stop_measuring();
         begin_round(now);

@@ -46,6 +46,7 @@ void Prefetcher::begin(const TrackedBitmap* bitmap, uint64_t block_size, uint64_
 
 void Prefetcher::end() {
     alive_ = false;
+    fetches_.keep_memory(false);
     armed_ = kPaceNever;
     decision_ = {PaceReason::off, 0, kPaceNever};
     wanted_.store(false, std::memory_order_release);

@@ -278,6 +278,7 @@ class PrefetchPace {
     bool guest_active_ = false;
     PaceTime entered_ = 0;
     PaceTime turn_ = 0;        /* when we may ask, whatever the guest does */
+    PaceTime fitted_ = 0;      /* when a request last found room beside the guest */
     PaceTime paced_until_ = 0; /* when it is free, at the rate we allow ourselves */
     PaceTime served_at_ = 0;   /* when it is free, as far as we know */
     /* Of the base's rate: as far as no queue shows. */
