@@ -92,7 +92,6 @@ void Image::end_filling() {
     keeping_.store(false, std::memory_order_release);
     prefetcher_.end();
     prefetcher_.release();
-    fetches_.keep_memory(false);
 }
 
 void Image::quiesce(bool quiesce) {

@@ -84,7 +84,7 @@ void PrefetchPace::spread_from(PaceTime now, double bytes) {
     spread_until_ = std::min(next, pace_after(now, pace_whole(latency())));
 }
 
-/* ------------------------------------------------------------------------------ the window */
+/* ---------------------------------------------------------------------------------- the window */
 
 double PrefetchPace::first_window() const {
     const double window = kFirstWindow + first_rate() * std::min(latency(), kFirstLatency);

@@ -24,9 +24,10 @@ constexpr double kHiddenShare = 1.0 / 2; /* of the room there is, so that reques
 constexpr double kTolerance = 1.0 / 100; /* of the latency: how late the queue may be empty */
 constexpr double kSaved = 1.0 / 2;       /* of the latency: what was not used is made up for */
 constexpr PaceTime kLongestQueue = kPaceSecond;
-constexpr PaceTime kLongestTurn = 10 * kPaceSecond;
-/* Where nothing hides, one small request after so long, and as this part of the base's time. */
+/* Where nothing hides, one small request after so long, or longer where it would be more than this
+ * part of the base's time. */
 constexpr PaceTime kTurn = kPaceSecond;
+constexpr PaceTime kLongestTurn = 10 * kPaceSecond;
 constexpr double kTurnShare = 0.01;
 constexpr double kLead = 5; /* times by what latency varies: so long a guest's read is overtaken */
 constexpr double kGuestQueueShare = 1.0 / 8;
@@ -98,8 +99,7 @@ PaceDecision PrefetchPace::beside_guest(PaceTime now) {
     return limited(now, scout_due() ? granule_ : size);
 }
 
-/* ------------------------------------------------------------------------------ what the share
- * allows */
+/* ----------------------------------------------------------------------- what the share allows */
 
 /* What guest and prefetch together may reach. */
 double PrefetchPace::shared_rate() const {
@@ -144,8 +144,7 @@ size_t PrefetchPace::free_slots() const {
     return static_cast<size_t>(std::max(1.0, slots));
 }
 
-/* ------------------------------------------------------------------------------ what hides behind
- * the guest's read */
+/* ---------------------------------------------------------- what hides behind the guest's read */
 
 /*
  * Whether something may be sent now that is served before the guest's next read can arrive, and how
@@ -191,27 +190,23 @@ bool PrefetchPace::may_overtake(PaceTime now, PaceTime* until) const {
     return guest_.count() != 0 && now < *until;
 }
 
-/* ------------------------------------------------------------------------------ the model of the
- * queue */
+/* ---------------------------------------------------------------------- the model of the queue */
 
-/* The model may be wrong: it never keeps us waiting for long; longer only where one block alone is
- * more than our share of a second. */
+/* The model may be wrong: it never keeps us waiting for long. */
 void PrefetchPace::load(PaceTime now, double bytes, double rate) {
-    const PaceTime takes = pace_whole(bytes / rate);
-    const PaceTime longest = std::clamp(takes, kLongestQueue, kLongestTurn);
+    const PaceTime latest = pace_after(now, kLongestQueue);
     const PaceTime from = std::max(paced_until_, now - std::min(now, pace_whole(saved(rate))));
-    const PaceTime paced = pace_after(from, takes);
+    const PaceTime paced = pace_after(from, pace_whole(bytes / rate));
     const PaceTime served = pace_after(std::max(served_at_, now), pace_whole(bytes / base_rate()));
-    paced_until_ = std::min(paced, pace_after(now, longest));
-    served_at_ = std::min(served, pace_after(now, kLongestQueue));
+    paced_until_ = std::min(paced, latest);
+    served_at_ = std::min(served, latest);
 }
 
 double PrefetchPace::backlog(PaceTime now) const {
     return served_at_ > now ? pace_ns(served_at_ - now) : 0;
 }
 
-/* ------------------------------------------------------------------------------ the guest's reads
- */
+/* --------------------------------------------------------------------------- the guest's reads */
 
 PaceGuestTicket PrefetchPace::guest_begun(PaceTime at, uint64_t bytes) {
     const PaceTime now = advance(at);

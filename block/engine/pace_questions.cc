@@ -33,9 +33,9 @@ constexpr uint32_t kShortTrain = 3;
 constexpr uint32_t kLeastTrain = 2;
 constexpr double kTrainBytes = 32 * 1024;
 constexpr double kLeastTrainNs = 0.05 * kMs;
+constexpr double kTrainShare = 0.005; /* of the base's time, at most, where blocks are large */
 /* Who found no room for so long does not believe what keeps him out. */
 constexpr PaceTime kKeptOut = 10 * kPaceSecond;
-constexpr double kTrainShare = 0.005; /* of the base's time, at most */
 
 /* Prefetch begins as if the base gave so many bytes a nanosecond (8 MB/s), and each byte that comes
  * back makes room for three more: four times as many a round. */
@@ -57,7 +57,7 @@ constexpr double kFastFarStartGrowth = 3;
 
 }  // namespace
 
-/* ------------------------------------------------------------------------------ questions */
+/* ----------------------------------------------------------------------------------- questions */
 
 /*
  * Whoever comes to a link that others fill takes their queue for the base's latency. So everyone
@@ -138,7 +138,7 @@ bool PrefetchPace::time_to_ask(PaceTime now) const {
     return now - std::min(now, ask_.ended) > span;
 }
 
-/* ------------------------------------------------------------------------------ trains */
+/* -------------------------------------------------------------------------------------- trains */
 
 /*
  * How much the base can give does not show beside a guest as long as little is asked of it. So now
@@ -259,8 +259,7 @@ void PrefetchPace::drop_train() {
     train_.number++;
 }
 
-/* ------------------------------------------------------------------------------ with what to begin
- */
+/* -------------------------------------------------------------------------- with what to begin */
 
 /* Where a round trip is long, it pays to begin with more. */
 bool PrefetchPace::far() const {

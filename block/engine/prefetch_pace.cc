@@ -364,6 +364,11 @@ void PrefetchPace::dropped(PaceTime at, uint64_t bytes) {
 
 /* ------------------------------------------------------------------------------ contention */
 
+void PrefetchPace::pause_at_random(PaceTime now) {
+    const double longest = pace_ns(pace_ms(parameters_.throttle_time));
+    guard_until_ = pace_after(now, kPaceMs + pace_whole(random_.fraction() * longest));
+}
+
 /* Only undisturbed work says what base and image can do. */
 void PrefetchPace::measure_read(PaceTime now, uint64_t bytes) {
     if (guest_active_ || starting_) {
@@ -371,9 +376,7 @@ void PrefetchPace::measure_read(PaceTime now, uint64_t bytes) {
     }
     if (read_mark_ != 0 &&
         read_guard_.note(static_cast<double>(bytes), now - read_mark_, random_)) {
-        guard_until_ = pace_after(
-            now,
-            kPaceMs + pace_whole(random_.fraction() * pace_ns(pace_ms(parameters_.throttle_time))));
+        pause_at_random(now);
     }
     read_mark_ = now;
 }
@@ -384,9 +387,7 @@ void PrefetchPace::measure_write(PaceTime now, uint64_t bytes) {
     }
     if (write_mark_ != 0 &&
         write_guard_.note(static_cast<double>(bytes), now - write_mark_, random_)) {
-        guard_until_ = pace_after(
-            now,
-            kPaceMs + pace_whole(random_.fraction() * pace_ns(pace_ms(parameters_.throttle_time))));
+        pause_at_random(now);
     }
     write_mark_ = now;
 }

@@ -181,6 +181,7 @@ class PrefetchPace {
     void end_round(PaceTime now);
     void measure_read(PaceTime now, uint64_t bytes);
     void measure_write(PaceTime now, uint64_t bytes);
+    void pause_at_random(PaceTime now);
     void stop_measuring();
     PaceTime advance(PaceTime now);
     double latency() const { return latency_.value(); }
